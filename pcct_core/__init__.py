@@ -1,0 +1,52 @@
+"""Exact neighbor graphs for Gaussian processes.
+
+bytes never reach this package: arrays come in, graphs go out. The map, each module using only those before it:
+
+errors        every named error
+spec          what graph is wanted, and its canonical form
+points        the door: validation of points, embedding of metrics into Euclidean space
+graph         the answer: neighbors, distances, order, certificate, telemetry
+
+Names load on first use, so reading a specification does not load the compiler.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pcct_core.graph import build_graph as build_graph
+    from pcct_core.graph import knn_graph as knn_graph
+    from pcct_core.graph import vecchia_graph as vecchia_graph
+    from pcct_core.errors import Cancelled as Cancelled
+    from pcct_core.errors import FileFormatError as FileFormatError
+    from pcct_core.errors import InvalidInput as InvalidInput
+    from pcct_core.errors import InvalidPoints as InvalidPoints
+    from pcct_core.errors import InvalidSpec as InvalidSpec
+    from pcct_core.errors import PcctError as PcctError
+    from pcct_core.graph import Graph as Graph
+    from pcct_core.spec import Cosine as Cosine
+    from pcct_core.spec import Euclidean as Euclidean
+    from pcct_core.spec import GraphSpec as GraphSpec
+    from pcct_core.spec import Haversine as Haversine
+
+_HOME = {
+    "errors": ("Cancelled", "FileFormatError", "InvalidInput", "InvalidPoints", "InvalidSpec", "PcctError"),
+    "spec": ("Cosine", "Euclidean", "GraphSpec", "Haversine"),
+    "graph": ("Graph", "build_graph", "knn_graph", "vecchia_graph"),
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = sorted(_MODULE_OF)  # noqa: PLE0605  (the table above is the one list of public names)
+
+
+def __getattr__(name: str) -> Any:
+    module = _MODULE_OF.get(name)
+    if module is None:
+        raise AttributeError(f"module 'pcct_core' has no attribute {name!r}")
+    value = getattr(import_module(f"pcct_core.{module}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,140 @@
+"""The answer and the calls that make it: `Graph`, `build_graph`, and its two short forms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from os import PathLike
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pcct_core.certificate import Certificate
+from pcct_core.errors import Cancelled, InvalidSpec
+from pcct_core.points import as_points, check_request
+from pcct_core.spec import Euclidean, GraphSpec, Metric, Order, metric_from_json
+from pcct_core.telemetry import Telemetry
+
+Progress: TypeAlias = Callable[[str, int, int], None]
+
+
+class CancelToken(Protocol):
+    """Anything with `is_set()`, such as `threading.Event`."""
+
+    def is_set(self) -> bool:
+        """Return True once the work should stop."""
+        ...
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A neighbor graph and what is known about it.
+
+    neighbors: int32 (n, k), ascending by (distance, index); -1 where there is none.
+    distances: float32 or float64 (n, k), in the metric's unit; inf where there is no neighbor.
+    order:     int64 (n,) or None. Vecchia graphs only: order[r] is the dataset index of rank r, and the rows and
+               entries of `neighbors` are ranks. A k-NN graph's rows and entries are dataset indices.
+    """
+
+    neighbors: NDArray[np.int32]
+    distances: NDArray[Any]
+    order: NDArray[np.int64] | None
+    spec: GraphSpec
+    certificate: Certificate
+    telemetry: Telemetry = field(compare=False)
+
+    def sliced(self, k: int) -> Graph:
+        """Return the graph of the k nearest, 1 ≤ k ≤ the k of this graph: the same as building it with that k."""
+        if not 1 <= k <= self.spec.k:
+            raise InvalidSpec(f"k is {k}; this graph can be sliced to 1 ≤ k ≤ {self.spec.k}", "k")
+        return replace(
+            self,
+            neighbors=np.ascontiguousarray(self.neighbors[:, :k]),
+            distances=np.ascontiguousarray(self.distances[:, :k]),
+            spec=replace(self.spec, k=k),
+        )
+
+    def in_original_index(self) -> Graph:
+        """Return the graph with rows and entries as dataset indices; a k-NN graph already is.
+
+        Row order[r] of the result is row r of this graph with every entry e ≥ 0 replaced by order[e].
+        """
+        if self.order is None:
+            return self
+        neighbors = np.empty_like(self.neighbors)
+        distances = np.empty_like(self.distances)
+        entries = self.order.astype(np.int32)[self.neighbors]
+        entries[self.neighbors < 0] = -1
+        neighbors[self.order] = entries
+        distances[self.order] = self.distances
+        return replace(self, neighbors=neighbors, distances=distances, order=None)
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return the arrays by name: neighbors, distances, and order when there is one."""
+        out: dict[str, NDArray[Any]] = {"neighbors": self.neighbors, "distances": self.distances}
+        if self.order is not None:
+            out["order"] = self.order
+        return out
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the arrays as an uncompressed .npz file that `np.load` reads."""
+        with open(path, "wb") as file:  # noqa: PTH123  (np.savez would append .npz to a bare path)
+            np.savez(file, **self.arrays())  # type: ignore[arg-type]
+
+
+def build_graph(
+    X: Any,
+    spec: GraphSpec,
+    *,
+    progress: Progress | None = None,
+    cancel: CancelToken | None = None,
+    threads: int | None = None,
+) -> Graph:
+    """Build the graph that spec asks for on the points X.
+
+    X:        (n, d) real numbers; float32 stays float32, everything else is computed in float64.
+    progress: called as progress(phase, done, total) at least every 100 ms or so, from the calling thread.
+    cancel:   checked as often; once set, the build stops and raises Cancelled.
+    threads:  number of worker threads, None for one per core.
+    Raises InvalidPoints or InvalidSpec for input that cannot be used, Cancelled.
+    """
+    points = as_points(X)
+    check_request(points, spec)
+    from pcct_core.brute import brute_force
+
+    return brute_force(points, spec, progress, cancel)
+
+
+def knn_graph(
+    X: Any,
+    k: int = 30,
+    metric: Metric | str = "euclidean",
+    *,
+    progress: Progress | None = None,
+    cancel: CancelToken | None = None,
+    threads: int | None = None,
+) -> Graph:
+    """Return the exact k-nearest-neighbor graph of X, each point itself excluded; arguments as in `build_graph`."""
+    spec = GraphSpec(kind="knn", k=k, metric=_metric(metric))
+    return build_graph(X, spec, progress=progress, cancel=cancel, threads=threads)
+
+
+def vecchia_graph(
+    X: Any,
+    k: int = 30,
+    order: Order = "maximin",
+    metric: Metric | str = "euclidean",
+    *,
+    seed: int = 0,
+    progress: Progress | None = None,
+    cancel: CancelToken | None = None,
+    threads: int | None = None,
+) -> Graph:
+    """Return the exact Vecchia graph of X: row r lists the k nearest among ranks 0 … r-1; arguments as in `build_graph`."""
+    spec = GraphSpec(kind="vecchia", k=k, metric=_metric(metric), order=order, seed=seed)
+    return build_graph(X, spec, progress=progress, cancel=cancel, threads=threads)
+
+
+def _metric(metric: Metric | str) -> Metric:
+    return metric_from_json(metric) if isinstance(metric, str) else metric
