@@ -1,0 +1,512 @@
+"""Array formats on the wire: bodies in, canonical rows out; stored rows in, .npy and .npz out. No I/O, never pickle.
+
+WireError
+├── UnsupportedBody     nothing here reads this content type or encoding
+├── NothingAcceptable   nothing here writes what Accept asks for
+├── BodyTooLarge        the body, or what its header announces, is over a configured limit
+├── MalformedArray      the body is not the array that it claims to be
+├── WrongLength         the body holds fewer or more bytes than its shape needs
+└── InvalidParameter    a query parameter cannot be used; `field` names it
+
+Faults of the array itself (rank, type, no rows, NaN) are `pcct_core.errors.InvalidPoints`, as everywhere.
+
+An upload is decoded while it arrives: the header is read from a bounded buffer, shape and size are judged before the
+data behind them is kept, and rows leave in blocks of about a megabyte. Only Fortran order has to be held whole.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import math
+import zipfile
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pcct_core.errors import InvalidPoints, PcctError
+from pcct_core.points import Points
+
+NPY = "application/x-npy"
+NPZ = "application/x-npz"
+RAW = "application/octet-stream"
+JSON = "application/json"
+
+NPY_MAGIC = b"\x93NUMPY"
+_NPY_VERSIONS = ((1, 0), (2, 0), (3, 0))
+# np.save writes 128 bytes; anything much longer is a structured type, which is not a point array.
+_MAX_HEADER_BYTES = 4096
+_BLOCK_BYTES = 1 << 20
+
+# What a client sends that did not say what it sends: nothing, or curl's default for --data-binary.
+_UNDECLARED = ("", "application/x-www-form-urlencoded")
+
+HOW_TO_SEND = (
+    "send a float32 or float64 .npy file as the whole body, e.g. "
+    "curl -H 'Content-Type: application/x-npy' --data-binary @points.npy URL"
+)
+
+
+class WireError(PcctError):
+    """A body or a wish about the answer's format that cannot be met."""
+
+
+class UnsupportedBody(WireError):
+    """The body's media type or encoding is not read here."""
+
+
+class NothingAcceptable(WireError):
+    """None of the formats in Accept is written here."""
+
+
+class BodyTooLarge(WireError):
+    """The body, or the array its header announces, is over a configured limit."""
+
+
+class MalformedArray(WireError):
+    """The body is not the array that its type claims."""
+
+
+class WrongLength(WireError):
+    """The body ends before its array does, or goes on behind it."""
+
+
+class InvalidParameter(WireError):
+    """A query parameter cannot be used.
+
+    field: name of the parameter.
+    """
+
+    def __init__(self, message: str, field: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class Limits(NamedTuple):
+    """What an uploaded array may cost; see `service.settings.ServiceSettings` for the meaning of each."""
+
+    max_body_bytes: int
+    max_points: int
+    max_dimensions: int
+    max_fortran_bytes: int
+    max_json_bytes: int
+
+
+class Layout(NamedTuple):
+    """How the numbers of an (n, d) array lie in a body.
+
+    dtype: float32 or float64 in the body's byte order. fortran: columns follow each other instead of rows.
+    """
+
+    n: int
+    d: int
+    dtype: np.dtype[Any]
+    fortran: bool
+
+    @property
+    def data_bytes(self) -> int:
+        """Bytes of all numbers together."""
+        return self.n * self.d * self.dtype.itemsize
+
+    @property
+    def canonical_dtype(self) -> np.dtype[Any]:
+        """The little-endian type of the stored rows."""
+        return self.dtype.newbyteorder("<")
+
+
+class PointsDecoder(Protocol):
+    """Takes a body piece by piece and gives its rows in canonical form: C order, little-endian.
+
+    The layout is known once enough of the body has come, and always before the first rows.
+    """
+
+    @property
+    def layout(self) -> Layout | None:
+        """The array's layout, None until it is known."""
+        ...
+
+    def feed(self, piece: bytes) -> Iterator[Points]:
+        """Take the next piece, yield the rows that are complete with it."""
+        ...
+
+    def finish(self) -> Iterator[Points]:
+        """Say that the body has ended, yield what was held back; raises WrongLength when something is missing."""
+        ...
+
+
+def points_decoder(
+    content_type: str | None,
+    content_encoding: str | None,
+    content_length: int | None,
+    query: Mapping[str, str],
+    limits: Limits,
+) -> PointsDecoder:
+    """Return the decoder for a body by its headers and the query parameters `dtype` and `shape`.
+
+    Raises UnsupportedBody for a type nothing reads, BodyTooLarge when Content-Length is already over the limit.
+    """
+    if content_encoding not in (None, "", "identity"):
+        raise UnsupportedBody(f"Content-Encoding {content_encoding} is not read here; send the array uncompressed")
+    if content_length is not None and content_length > limits.max_body_bytes + _MAX_HEADER_BYTES:
+        raise BodyTooLarge(f"the body has {content_length} bytes, the limit is {limits.max_body_bytes}")
+    media = (content_type or "").partition(";")[0].strip().lower()
+    raw = "dtype" in query or "shape" in query
+    if media == NPY:
+        return _NpyDecoder(limits, content_length)
+    if media == JSON:
+        return _JsonDecoder(limits)
+    if raw and media in (RAW, *_UNDECLARED):
+        return _RowDecoder(_raw_layout(query, limits), 0, content_length)
+    if media == RAW or media in _UNDECLARED:
+        return _SniffingDecoder(limits, content_length, media)
+    if media == "multipart/form-data":
+        raise UnsupportedBody(f"multipart/form-data is not read here (curl -F sends it); {HOW_TO_SEND}")
+    raise UnsupportedBody(
+        f"Content-Type {media} is not read here; use {NPY}, {RAW} with ?dtype=&shape=, or {JSON}: {HOW_TO_SEND}"
+    )
+
+
+class _RowDecoder:
+    """Cuts the numbers of a known layout into blocks of rows."""
+
+    def __init__(self, layout: Layout, header_bytes: int, content_length: int | None) -> None:
+        self.layout: Layout | None = layout
+        self._layout = layout
+        self._received = 0
+        self._pending = bytearray()
+        if content_length is not None:
+            self._judge_length(content_length - header_bytes)
+
+    def feed(self, piece: bytes) -> Iterator[Points]:
+        self._received += len(piece)
+        if self._received > self._layout.data_bytes:
+            self._judge_length(self._received)
+        self._pending += piece
+        if self._layout.fortran:
+            return
+        if len(self._pending) >= _BLOCK_BYTES or self._received == self._layout.data_bytes:
+            row_bytes = self._layout.d * self._layout.dtype.itemsize
+            whole = len(self._pending) // row_bytes * row_bytes
+            block = bytes(memoryview(self._pending)[:whole])
+            del self._pending[:whole]
+            if block:
+                yield self._canonical(np.frombuffer(block, self._layout.dtype).reshape(-1, self._layout.d))
+
+    def finish(self) -> Iterator[Points]:
+        self._judge_length(self._received)
+        if self._layout.fortran:
+            rows = np.frombuffer(self._pending, self._layout.dtype).reshape(self._layout.d, self._layout.n).T
+            step = max(1, _BLOCK_BYTES // (self._layout.d * self._layout.dtype.itemsize))
+            for start in range(0, self._layout.n, step):
+                yield self._canonical(rows[start : start + step])
+
+    def _canonical(self, rows: NDArray[Any]) -> Points:
+        return np.ascontiguousarray(rows, dtype=self._layout.canonical_dtype)
+
+    def _judge_length(self, found: int) -> None:
+        layout = self._layout
+        if found == layout.data_bytes:
+            return
+        claim = f"a ({layout.n}, {layout.d}) array of {layout.dtype.name} has {layout.data_bytes} bytes of numbers"
+        if found < layout.data_bytes:
+            raise WrongLength(
+                f"{claim}, the body holds {found}: it was cut short; with curl use --data-binary, -d drops bytes"
+            )
+        raise WrongLength(f"{claim}, the body goes on behind them; send one array and nothing else")
+
+
+class _NpyDecoder:
+    """Reads a .npy header of any version from at most a few kilobytes, then rows."""
+
+    def __init__(self, limits: Limits, content_length: int | None) -> None:
+        self.layout: Layout | None = None
+        self._limits = limits
+        self._content_length = content_length
+        self._head = bytearray()
+        self._rows: _RowDecoder | None = None
+
+    def feed(self, piece: bytes) -> Iterator[Points]:
+        if self._rows is None:
+            self._head += piece
+            header_bytes = _npy_header_bytes(self._head)
+            if header_bytes is None or len(self._head) < header_bytes:
+                return
+            self.layout = _npy_layout(bytes(self._head[:header_bytes]), self._limits)
+            self._rows = _RowDecoder(self.layout, header_bytes, self._content_length)
+            piece = bytes(self._head[header_bytes:])
+            self._head.clear()
+        yield from self._rows.feed(piece)
+
+    def finish(self) -> Iterator[Points]:
+        if self._rows is None:
+            if not self._head:
+                raise MalformedArray(f"the body is empty; {HOW_TO_SEND}")
+            raise WrongLength(f"the body ends inside its .npy header, after {len(self._head)} bytes; {HOW_TO_SEND}")
+        yield from self._rows.finish()
+
+
+class _JsonDecoder:
+    """Reads a JSON list of rows, held whole, so small ones only."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.layout: Layout | None = None
+        self._limits = limits
+        self._text = bytearray()
+
+    def feed(self, piece: bytes) -> Iterator[Points]:
+        self._text += piece
+        if len(self._text) > self._limits.max_json_bytes:
+            raise BodyTooLarge(
+                f"a JSON array may have {self._limits.max_json_bytes} bytes here; for larger ones {HOW_TO_SEND}"
+            )
+        yield from ()
+
+    def finish(self) -> Iterator[Points]:
+        points = _points_from_json(bytes(self._text))
+        self.layout = _checked_layout(points.shape, "<f8", False, self._limits)
+        yield points
+
+
+class _SniffingDecoder:
+    """Decides by the first bytes when nobody said what the body is."""
+
+    def __init__(self, limits: Limits, content_length: int | None, media: str) -> None:
+        self._limits = limits
+        self._content_length = content_length
+        self._media = media
+        self._head = b""
+        self._chosen: PointsDecoder | None = None
+
+    @property
+    def layout(self) -> Layout | None:
+        return self._chosen.layout if self._chosen else None
+
+    def feed(self, piece: bytes) -> Iterator[Points]:
+        if self._chosen is None:
+            self._head += piece
+            if len(self._head) < len(NPY_MAGIC):
+                return
+            self._chosen, piece = self._choose(), self._head
+        yield from self._chosen.feed(piece)
+
+    def finish(self) -> Iterator[Points]:
+        if self._chosen is None:
+            self._chosen = self._choose()
+            yield from self._chosen.feed(self._head)
+        yield from self._chosen.finish()
+
+    def _choose(self) -> PointsDecoder:
+        if self._head.startswith(NPY_MAGIC):
+            return _NpyDecoder(self._limits, self._content_length)
+        if not self._head:
+            raise MalformedArray(f"the body is empty; {HOW_TO_SEND}")
+        if self._media != RAW and self._head.lstrip().startswith(b"["):
+            return _JsonDecoder(self._limits)
+        if self._media == RAW:
+            raise MalformedArray(
+                f"the body is not a .npy file; add ?dtype=float32&shape=n,d for raw numbers, or {HOW_TO_SEND}"
+            )
+        raise UnsupportedBody(f"the body has no Content-Type and is not a .npy file; {HOW_TO_SEND}")
+
+
+def _npy_header_bytes(head: bytes | bytearray) -> int | None:
+    """Return the length of magic, version and header together, None while too little has come to say."""
+    if not NPY_MAGIC.startswith(bytes(head[: len(NPY_MAGIC)])):
+        raise MalformedArray(f"the body is not a .npy file: it starts with {bytes(head[:8])!r}; {HOW_TO_SEND}")
+    if len(head) < 8:
+        return None
+    version = (head[6], head[7])
+    if version not in _NPY_VERSIONS:
+        raise MalformedArray(f"the .npy format is {version[0]}.{version[1]}; 1.0, 2.0 and 3.0 are read here")
+    width = 2 if version == (1, 0) else 4
+    if len(head) < 8 + width:
+        return None
+    length = int.from_bytes(head[8 : 8 + width], "little")
+    if length > _MAX_HEADER_BYTES:
+        raise MalformedArray(f"the .npy header claims {length} bytes; a float array needs 118: {HOW_TO_SEND}")
+    return 8 + width + length
+
+
+def _npy_layout(head: bytes, limits: Limits) -> Layout:
+    """Read the dictionary of a .npy header (magic and version included) whose length has been judged."""
+    version, text = head[6], head[10 if head[6] == 1 else 12 :]
+    try:
+        fields = ast.literal_eval(text.decode("utf-8" if version == 3 else "latin-1").strip())
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        raise MalformedArray(f"the .npy header cannot be read; {HOW_TO_SEND}") from None
+    if not isinstance(fields, dict) or set(fields) != {"descr", "fortran_order", "shape"}:
+        raise MalformedArray(f"the .npy header must hold descr, fortran_order and shape; {HOW_TO_SEND}")
+    shape, fortran = fields["shape"], fields["fortran_order"]
+    if not isinstance(fortran, bool) or not isinstance(shape, tuple) or not all(type(size) is int for size in shape):
+        raise MalformedArray(f"the .npy header has a wrong shape or fortran_order; {HOW_TO_SEND}")
+    return _checked_layout(shape, fields["descr"], fortran, limits)
+
+
+def _raw_layout(query: Mapping[str, str], limits: Limits) -> Layout:
+    """Return the layout of raw little-endian numbers from ?dtype= and ?shape=."""
+    dtypes = {"float32": "<f4", "float64": "<f8"}
+    name = query.get("dtype", "")
+    if name not in dtypes:
+        raise InvalidParameter(f"dtype is {name!r}; raw numbers need ?dtype=float32 or ?dtype=float64", "dtype")
+    sizes = query.get("shape", "").split(",")
+    if not all(size.strip().isascii() and size.strip().isdigit() and len(size) < 20 for size in sizes):
+        raise InvalidParameter(f"shape is {query.get('shape', '')!r}; raw numbers need ?shape=n,d", "shape")
+    return _checked_layout(tuple(int(size) for size in sizes), dtypes[name], False, limits)
+
+
+def _checked_layout(shape: tuple[int, ...], descr: object, fortran: bool, limits: Limits) -> Layout:
+    """Return the layout, or refuse its type, rank or size; nothing has been allocated for it yet."""
+    if descr not in ("<f4", "<f8", ">f4", ">f8"):
+        kind = str(descr)[:40]
+        never = " (objects are pickles, which are never read)" if "O" in kind else ""
+        raise InvalidPoints(f"points have type {kind}{never}; convert them with X.astype('float64')")
+    if len(shape) != 2:
+        fix = "; use X.reshape(-1, 1) for one dimension" if len(shape) == 1 else ""
+        raise InvalidPoints(f"points have shape {shape}; expected (n, d){fix}")
+    if min(shape) < 1:
+        raise InvalidPoints(f"points have shape {shape}; at least one row and one column are needed")
+    layout = Layout(shape[0], shape[1], np.dtype(str(descr)), fortran and 1 not in shape)
+    if layout.data_bytes > limits.max_body_bytes:
+        raise BodyTooLarge(
+            f"a ({layout.n}, {layout.d}) array of {layout.dtype.name} has {layout.data_bytes} bytes, "
+            f"the limit is {limits.max_body_bytes}"
+        )
+    if layout.n > limits.max_points:
+        raise BodyTooLarge(f"the array has {layout.n} points, the limit is {limits.max_points}")
+    if layout.d > limits.max_dimensions:
+        raise BodyTooLarge(f"the array has {layout.d} columns, the limit is {limits.max_dimensions}")
+    if layout.fortran and layout.data_bytes > limits.max_fortran_bytes:
+        raise BodyTooLarge(
+            f"an array in Fortran order may have {limits.max_fortran_bytes} bytes, this one has {layout.data_bytes}; "
+            "send np.ascontiguousarray(X)"
+        )
+    return layout
+
+
+def _points_from_json(text: bytes) -> NDArray[np.float64]:
+    """Return a JSON list of rows as float64 (n, d); numbers only, all rows of one length."""
+    example = "send a list of rows such as [[0.0, 1.0], [2.0, 3.0]]"
+    try:
+        rows = json.loads(text)
+    except (ValueError, RecursionError):
+        raise MalformedArray(f"the body is not JSON; {example}") from None
+    if not isinstance(rows, list):
+        raise MalformedArray(f"the JSON body is not a list; {example}")
+    if not rows:
+        raise InvalidPoints("points have shape (0,); at least one row and one column are needed")
+    for index, row in enumerate(rows):
+        if not isinstance(row, list):
+            raise InvalidPoints(f"row {index} is not a list; {example}", index)
+        if len(row) != len(rows[0]):
+            raise InvalidPoints(f"row {index} has {len(row)} values, row 0 has {len(rows[0])}", index)
+        if not {*map(type, row)} <= {int, float}:
+            raise InvalidPoints(f"row {index} holds something else than numbers; {example}", index)
+    try:
+        return np.array(rows, dtype="<f8").reshape(len(rows), len(rows[0]))
+    except OverflowError:
+        raise InvalidPoints("a number is too large for float64") from None
+
+
+def npy_header(dtype: str, shape: Sequence[int]) -> bytes:
+    """Return the header that np.save writes for a C-ordered little-endian array, so header + data is its file.
+
+    dtype: NumPy name such as "float32" or "int64".
+    """
+    descr = np.dtype(dtype).newbyteorder("<").str
+    text = f"{{'descr': {descr!r}, 'fortran_order': False, 'shape': {tuple(shape)!r}, }}"
+    length = math.ceil((10 + len(text) + 1) / 128) * 128 - 10
+    return NPY_MAGIC + b"\x01\x00" + length.to_bytes(2, "little") + text.ljust(length - 1).encode("ascii") + b"\n"
+
+
+class ArrayStream(NamedTuple):
+    """One array on its way out.
+
+    dtype: NumPy name. shape: of the whole array. rows: its C-ordered little-endian bytes, piece by piece.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    rows: AsyncIterator[bytes]
+
+    @property
+    def npy_bytes(self) -> int:
+        """Length of the array as a .npy file."""
+        return len(npy_header(self.dtype, self.shape)) + math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+
+async def write_npy(array: ArrayStream) -> AsyncIterator[bytes]:
+    """Yield the array as a .npy file."""
+    yield npy_header(array.dtype, array.shape)
+    async for piece in array.rows:
+        yield piece
+
+
+async def write_npz(arrays: Iterable[ArrayStream]) -> AsyncIterator[bytes]:
+    """Yield the arrays as an uncompressed .npz file that np.load reads; same arrays, same bytes."""
+    out = _Drain()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
+        for array in arrays:
+            member = zipfile.ZipInfo(f"{array.name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
+            member.file_size = array.npy_bytes  # decides whether the entry needs the 64-bit form
+            with archive.open(member, "w") as file:
+                async for piece in write_npy(array):
+                    file.write(piece)
+                    yield out.take()
+    yield out.take()
+
+
+class _Drain(io.RawIOBase):
+    """A file that cannot seek, whose content is taken away as it is written."""
+
+    def __init__(self) -> None:
+        self._written: list[bytes] = []
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._written.append(bytes(data))
+        return len(data)
+
+    def take(self) -> bytes:
+        taken = b"".join(self._written)
+        self._written.clear()
+        return taken
+
+
+def choose_format(accept: str | None, offered: Sequence[str]) -> str:
+    """Return the offered media type that Accept prefers; the first one when it does not care.
+
+    Raises NothingAcceptable when every offered type is excluded.
+    """
+    ranges = [_media_range(item) for item in (accept or "*/*").split(",") if item.strip()]
+    quality = {media: _quality(media, ranges) for media in offered}
+    best = max(offered, key=lambda media: quality[media])  # max keeps the first of equals
+    if quality[best] <= 0:
+        raise NothingAcceptable(f"nothing here fits Accept: {accept}; ask for {' or '.join(offered)}")
+    return best
+
+
+def _media_range(item: str) -> tuple[str, float]:
+    media, *parameters = (part.strip().lower() for part in item.split(";"))
+    for parameter in parameters:
+        name, _, value = parameter.partition("=")
+        if name.strip() == "q":
+            try:
+                return media, float(value)
+            except ValueError:
+                return media, 0.0
+    return media, 1.0
+
+
+def _quality(media: str, ranges: Sequence[tuple[str, float]]) -> float:
+    """Return the quality of the most specific range that covers media, 0 when none does."""
+    for pattern in (media, media.partition("/")[0] + "/*", "*/*"):
+        for name, quality in ranges:
+            if name == pattern:
+                return quality
+    return 0.0
