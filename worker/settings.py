@@ -1,0 +1,89 @@
+"""Settings of the store, the queue and the worker: `PCCT_…` environment variables, read here and nowhere else."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+LOCAL_REDIS_URL = "redis://127.0.0.1:6379/0"
+
+
+def default_data_dir() -> Path:
+    """Return `$XDG_DATA_HOME/pcct`, or `~/.local/share/pcct` where that is not set."""
+    base = os.environ.get("XDG_DATA_HOME", "")
+    return (Path(base) if base.startswith("/") else Path.home() / ".local" / "share") / "pcct"
+
+
+def default_runtime_dir() -> Path:
+    """Return the short, private directory that holds sockets: `$XDG_RUNTIME_DIR/pcct`, or `/tmp/pcct-UID`."""
+    base = os.environ.get("XDG_RUNTIME_DIR", "")
+    return Path(base) / "pcct" if base.startswith("/") else Path(f"/tmp/pcct-{os.getuid()}")  # noqa: S108
+
+
+class SharedSettings(BaseSettings):
+    """What the API and the worker both need to meet at the same store and queue."""
+
+    model_config = SettingsConfigDict(env_prefix="PCCT_", extra="ignore", frozen=True)
+
+    redis_url: str | None = Field(
+        default=None,
+        description="Redis >= 6.2 or Valkey, as redis://, rediss:// or unix://. Unset: `pcct up` starts an embedded "
+        f"Valkey, `pcct serve` and `pcct work` use {LOCAL_REDIS_URL}.",
+    )
+    data_dir: Path = Field(
+        default_factory=default_data_dir,
+        description="Directory of the embedded store's files. Default: $XDG_DATA_HOME/pcct or ~/.local/share/pcct.",
+    )
+    chunk_bytes: int = Field(
+        default=4 << 20,
+        ge=1 << 10,
+        le=256 << 20,
+        description="Largest stored piece of an array, bytes. Default: 4 MiB.",
+    )
+    queue: str = Field(default="interactive", pattern="^[a-z0-9-]+$", description="Name of the job queue.")
+    store_timeout_s: float = Field(
+        default=5.0, gt=0, description="Longest wait for one answer of the store, seconds. Default: 5."
+    )
+    staging_ttl_s: int = Field(
+        default=600, ge=10, description="How long an abandoned upload stays in the store, seconds. Default: 600."
+    )
+    stale_run_s: float = Field(
+        default=60.0,
+        gt=0,
+        description="A running job silent for this long counts as lost, and asking again queues it again; seconds. "
+        "Default: 60.",
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Least level logged.")
+    log_format: Literal["console", "json"] = Field(
+        default="console", description="Plain lines, or one JSON object each."
+    )
+
+    @property
+    def store_url(self) -> str:
+        """The store to connect to: `redis_url`, or Redis on this machine."""
+        return self.redis_url or LOCAL_REDIS_URL
+
+
+class WorkerSettings(SharedSettings):
+    """What one worker process needs besides."""
+
+    redelivery_s: float = Field(
+        default=8.0,
+        ge=0.2,
+        description="A job whose worker has not renewed its lease for this long goes to another worker, seconds; "
+        "noticed within a third more. Default: 8.",
+    )
+    max_attempts: int = Field(
+        default=3, ge=1, description="Times a job may end its worker before it counts as failed. Default: 3."
+    )
+    threads: int | None = Field(default=None, ge=1, description="Threads of one build. Default: one per core.")
+    shutdown_grace_s: float = Field(
+        default=3.0, ge=0, description="How long a stopping worker waits for its build to notice, seconds. Default: 3."
+    )
+    heartbeat_s: float = Field(
+        default=1.0, gt=0, description="A worker says that it is alive this often, seconds. Default: 1."
+    )

@@ -1,0 +1,840 @@
+"""Everything that lives in Redis or Valkey: datasets, graphs, their arrays, and who is working.
+
+All keys are made by `Keys`. An array lives in one hash whose fields are its row chunks, each behind a CRC-32, so it is
+renamed, evicted and deleted as a whole. Every change of a graph's state is one Lua script, so readers and racing
+writers see it before or after, never in between. Nothing here computes on points.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import secrets
+import time
+import zlib
+from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Literal, Self, TypeAlias, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialBackoff
+from redis.commands.core import AsyncScript
+from redis.exceptions import RedisError
+
+from pcct_core.errors import PcctError
+from pcct_core.spec import GraphSpec
+from worker.settings import SharedSettings
+
+State: TypeAlias = Literal["queued", "running", "ready", "failed", "cancelled"]
+TERMINAL: frozenset[State] = frozenset({"ready", "failed", "cancelled"})
+ARRAY_NAMES = ("neighbors", "distances", "order")
+
+_CRC_BYTES = 4
+_RECHECK_S = 2.0  # a waiter looks for itself this often, should a notification be lost with a connection
+
+
+class UnknownDataset(PcctError):
+    """No dataset has this id; `dataset` is the id."""
+
+    def __init__(self, dataset: str) -> None:
+        super().__init__(f"there is no dataset {dataset}; upload it first")
+        self.dataset = dataset
+
+
+class UnknownGraph(PcctError):
+    """No graph has this id, or it has no such array; `graph` is the id."""
+
+    def __init__(self, graph: str, detail: str = "ask for it with POST /v1/graphs") -> None:
+        super().__init__(f"there is no graph {graph}; {detail}")
+        self.graph = graph
+
+
+class DamagedData(PcctError):
+    """A stored array failed its checksum or lost a piece; it has been dropped, and the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """An immutable point array.
+
+    id: SHA-256 of the canonical .npy file. dtype: "float32" or "float64". bytes: size of the data, without a header.
+    facts: whatever the uploader measured on the way (such as coordinate ranges), JSON.
+    """
+
+    id: str
+    n: int
+    d: int
+    dtype: str
+    bytes: int
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ArrayInfo:
+    """One array of a finished graph. etag: hex digest of its bytes, without quotes."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    etag: str
+    rows_per_chunk: int
+
+    @property
+    def row_bytes(self) -> int:
+        """Size of one row in bytes."""
+        return int(np.dtype(self.dtype).itemsize) * int(np.prod(self.shape[1:], dtype=np.int64))
+
+
+@dataclass(frozen=True)
+class GraphRecord:
+    """What is known about a graph, whatever its state.
+
+    request:  token of the request that made it "queued"; names the job.
+    attempts: times a worker has started on this request.
+    progress: {"phase", "done", "total", "eta_s"} while running. error: {"type", "title", "detail", …} when failed.
+    created_s, updated_s: Unix time by the store's clock.
+    """
+
+    id: str
+    dataset: str
+    spec: dict[str, Any]
+    state: State
+    progress: dict[str, Any] | None
+    certificate: dict[str, Any] | None
+    telemetry: dict[str, Any] | None
+    error: dict[str, Any] | None
+    created_s: float
+    updated_s: float
+    request: str
+    attempts: int
+    arrays: dict[str, ArrayInfo]
+
+
+@dataclass(frozen=True)
+class WorkerInfo:
+    """A worker alive within the last seconds. warm: its kernels are compiled. graph: id being built, or None."""
+
+    name: str
+    pid: int
+    warm: bool
+    graph: str | None
+
+
+class Keys:
+    """Every key and channel, made in one place."""
+
+    graph_events = "pcct:graph-events"
+    workers = "pcct:workers"
+
+    @staticmethod
+    def dataset(id: str) -> str:
+        """Hash: description of a dataset."""
+        return f"pcct:dataset:{id}"
+
+    @staticmethod
+    def points(id: str) -> str:
+        """Hash: row chunks of a dataset by number."""
+        return f"pcct:dataset:{id}:points"
+
+    @staticmethod
+    def graph(id: str) -> str:
+        """Hash: the record of a graph."""
+        return f"pcct:graph:{id}"
+
+    @staticmethod
+    def arrays(id: str) -> str:
+        """Hash: row chunks of a graph's arrays, "name:number"."""
+        return f"pcct:graph:{id}:arrays"
+
+    @staticmethod
+    def staging(token: str) -> str:
+        """Hash: chunks on their way in; expires by itself."""
+        return f"pcct:staging:{token}"
+
+    @staticmethod
+    def worker(name: str) -> str:
+        """String: a worker's heartbeat; expires by itself."""
+        return f"pcct:worker:{name}"
+
+
+def graph_id(dataset_id: str, spec: GraphSpec) -> str:
+    """Return the id of the graph for (dataset, spec): SHA-256 hex of both."""
+    return hashlib.sha256(dataset_id.encode() + b"\n" + spec.canonical()).hexdigest()
+
+
+def open_redis(settings: SharedSettings) -> Redis:
+    """Return a client for the settings' store; connects on first use.
+
+    One quick retry covers a store that has just restarted; an outage surfaces as a RedisError within seconds.
+    """
+    client: Redis = Redis.from_url(
+        settings.store_url,
+        socket_timeout=settings.store_timeout_s,
+        socket_connect_timeout=min(2.0, settings.store_timeout_s),
+        health_check_interval=30,
+        retry=Retry(ExponentialBackoff(cap=0.1, base=0.02), 1),
+    )
+    return client
+
+
+# A dataset exists when its description and all its chunks do. KEYS: description, points, staged.
+# ARGV: chunk count, then field, value, … of the description. → 1 when created, 0 when it was there.
+_COMMIT = """
+if redis.call('EXISTS', KEYS[1]) == 1 and redis.call('HLEN', KEYS[2]) == tonumber(ARGV[1]) then
+    redis.call('UNLINK', KEYS[3])
+    return 0
+end
+if redis.call('HLEN', KEYS[3]) ~= tonumber(ARGV[1]) then
+    return redis.error_reply('the staged upload has expired')
+end
+redis.call('RENAME', KEYS[3], KEYS[2])
+redis.call('PERSIST', KEYS[2])
+redis.call('DEL', KEYS[1])
+redis.call('HSET', KEYS[1], unpack(ARGV, 2))
+return 1
+"""
+
+# KEYS: graph, arrays, dataset description. ARGV: graph id, dataset id, spec, new request token, stale seconds,
+# channel. → -1 no such dataset, 1 a job must be queued, 0 nothing to do.
+# A graph that is still queued answers 1 as well: a job key runs once, and asking again heals a submit that was lost.
+_REQUEST = """
+local now = redis.call('TIME')
+now = tonumber(now[1]) + tonumber(now[2]) / 1e6
+local state = redis.call('HGET', KEYS[1], 'state')
+if state == 'ready' and redis.call('HLEN', KEYS[2]) == tonumber(redis.call('HGET', KEYS[1], 'chunks')) then
+    return 0
+end
+if state == 'running' and now - tonumber(redis.call('HGET', KEYS[1], 'updated_s')) < tonumber(ARGV[5]) then
+    return 0
+end
+if state == 'queued' then
+    return 1
+end
+if redis.call('EXISTS', KEYS[3]) == 0 then
+    return -1
+end
+redis.call('UNLINK', KEYS[2])
+redis.call('DEL', KEYS[1])
+redis.call('HSET', KEYS[1], 'dataset', ARGV[2], 'spec', ARGV[3], 'state', 'queued', 'request', ARGV[4],
+    'attempts', 0, 'created_s', string.format('%.6f', now), 'updated_s', string.format('%.6f', now))
+redis.call('PUBLISH', ARGV[6], ARGV[1])
+return 1
+"""
+
+# KEYS: graph. ARGV: graph id, request, attempt, most attempts, error when there were more, channel.
+# → 1 started, 0 not wanted any more, -1 out of attempts (now failed).
+_START = """
+local now = redis.call('TIME')
+now = string.format('%.6f', tonumber(now[1]) + tonumber(now[2]) / 1e6)
+local state = redis.call('HGET', KEYS[1], 'state')
+if (state ~= 'queued' and state ~= 'running') or redis.call('HGET', KEYS[1], 'request') ~= ARGV[2] then
+    return 0
+end
+redis.call('HDEL', KEYS[1], 'progress')
+if tonumber(redis.call('HGET', KEYS[1], 'attempts')) >= tonumber(ARGV[4]) then
+    redis.call('HDEL', KEYS[1], 'attempt')
+    redis.call('HSET', KEYS[1], 'state', 'failed', 'error', ARGV[5], 'updated_s', now)
+    redis.call('PUBLISH', ARGV[6], ARGV[1])
+    return -1
+end
+redis.call('HINCRBY', KEYS[1], 'attempts', 1)
+redis.call('HSET', KEYS[1], 'state', 'running', 'attempt', ARGV[3], 'updated_s', now)
+redis.call('PUBLISH', ARGV[6], ARGV[1])
+return 1
+"""
+
+# KEYS: graph. ARGV: attempt, progress. → 1, or 0 when this attempt is not the one that counts any more.
+_PROGRESS = """
+if redis.call('HGET', KEYS[1], 'attempt') ~= ARGV[1] then
+    return 0
+end
+local now = redis.call('TIME')
+redis.call('HSET', KEYS[1], 'updated_s', string.format('%.6f', tonumber(now[1]) + tonumber(now[2]) / 1e6))
+if ARGV[2] ~= '' then
+    redis.call('HSET', KEYS[1], 'progress', ARGV[2])
+end
+return 1
+"""
+
+# KEYS: graph, arrays, staged. ARGV: graph id, attempt, channel, then field, value, … of the record. → 1 or 0.
+_PUBLISH = """
+if redis.call('HGET', KEYS[1], 'attempt') ~= ARGV[2] then
+    redis.call('UNLINK', KEYS[3])
+    return 0
+end
+if redis.call('EXISTS', KEYS[3]) == 0 then
+    return redis.error_reply('the staged graph has expired')
+end
+local now = redis.call('TIME')
+redis.call('UNLINK', KEYS[2])
+redis.call('RENAME', KEYS[3], KEYS[2])
+redis.call('PERSIST', KEYS[2])
+redis.call('HDEL', KEYS[1], 'attempt', 'progress', 'error')
+redis.call('HSET', KEYS[1], 'state', 'ready', 'updated_s',
+    string.format('%.6f', tonumber(now[1]) + tonumber(now[2]) / 1e6), unpack(ARGV, 4))
+redis.call('PUBLISH', ARGV[3], ARGV[1])
+return 1
+"""
+
+# Ends an attempt without a result. KEYS: graph. ARGV: graph id, attempt, channel, new state, error or ''. → 1 or 0.
+# A job handed back to the queue has not cost an attempt.
+_END = """
+if redis.call('HGET', KEYS[1], 'attempt') ~= ARGV[2] then
+    return 0
+end
+local now = redis.call('TIME')
+redis.call('HDEL', KEYS[1], 'attempt', 'progress')
+redis.call('HSET', KEYS[1], 'state', ARGV[4], 'updated_s',
+    string.format('%.6f', tonumber(now[1]) + tonumber(now[2]) / 1e6))
+if ARGV[5] ~= '' then
+    redis.call('HSET', KEYS[1], 'error', ARGV[5])
+end
+if ARGV[4] == 'queued' then
+    redis.call('HINCRBY', KEYS[1], 'attempts', -1)
+end
+redis.call('PUBLISH', ARGV[3], ARGV[1])
+return 1
+"""
+
+# KEYS: graph. ARGV: graph id, channel. → 1 when it was queued or running.
+_CANCEL = """
+local state = redis.call('HGET', KEYS[1], 'state')
+if state ~= 'queued' and state ~= 'running' then
+    return 0
+end
+local now = redis.call('TIME')
+redis.call('HDEL', KEYS[1], 'attempt', 'progress')
+redis.call('HSET', KEYS[1], 'state', 'cancelled', 'updated_s',
+    string.format('%.6f', tonumber(now[1]) + tonumber(now[2]) / 1e6))
+redis.call('PUBLISH', ARGV[2], ARGV[1])
+return 1
+"""
+
+# A finished graph whose arrays are unreadable. KEYS: graph, arrays. ARGV: graph id, channel, error. → 1 or 0.
+_DAMAGED = """
+redis.call('UNLINK', KEYS[2])
+if redis.call('HGET', KEYS[1], 'state') ~= 'ready' then
+    return 0
+end
+redis.call('HSET', KEYS[1], 'state', 'failed', 'error', ARGV[3])
+redis.call('PUBLISH', ARGV[2], ARGV[1])
+return 1
+"""
+
+_SCRIPTS = {
+    "commit": _COMMIT,
+    "request": _REQUEST,
+    "start": _START,
+    "progress": _PROGRESS,
+    "publish": _PUBLISH,
+    "end": _END,
+    "cancel": _CANCEL,
+    "damaged": _DAMAGED,
+}
+
+
+class Store:
+    """The store: datasets, graphs and workers in one Redis or Valkey.
+
+    Every method may raise `redis.exceptions.RedisError` when the store is away. Close it with `aclose`.
+    """
+
+    def __init__(
+        self, redis: Redis, *, chunk_bytes: int = 4 << 20, staging_ttl_s: int = 600, stale_run_s: float = 60.0
+    ) -> None:
+        self._redis = redis
+        self._chunk_bytes = chunk_bytes
+        self._staging_ttl_s = staging_ttl_s
+        self._stale_run_s = stale_run_s
+        self._scripts: dict[str, AsyncScript] = {name: redis.register_script(text) for name, text in _SCRIPTS.items()}
+        self._watch = _Watch(redis)
+
+    @classmethod
+    def from_settings(cls, settings: SharedSettings) -> Store:
+        """Return a store with a client of its own, made from the settings."""
+        return cls(
+            open_redis(settings),
+            chunk_bytes=settings.chunk_bytes,
+            staging_ttl_s=settings.staging_ttl_s,
+            stale_run_s=settings.stale_run_s,
+        )
+
+    async def aclose(self) -> None:
+        """Stop listening and close the connections."""
+        await self._watch.aclose()
+        await self._redis.aclose()
+
+    async def ping(self) -> None:
+        """Return when the store answers; raise RedisError when it does not."""
+        await cast(Any, self._redis.ping())
+
+    # Datasets
+
+    async def dataset(self, id: str) -> Dataset | None:
+        """Return the dataset, or None when it is not there."""
+        fields = await self._fields(Keys.dataset(id))
+        if not fields:
+            return None
+        return Dataset(
+            id=id,
+            n=int(fields["n"]),
+            d=int(fields["d"]),
+            dtype=fields["dtype"],
+            bytes=int(fields["bytes"]),
+            facts=json.loads(fields["facts"]),
+        )
+
+    def upload(self, n: int, d: int, dtype: str) -> Upload:
+        """Return an upload for an (n, d) array; use it as an async context manager.
+
+        dtype: "float32" or "float64". Leaving it without `commit` removes what was staged.
+        """
+        return Upload(self, n, d, dtype)
+
+    async def load_points(self, id: str) -> NDArray[Any]:
+        """Return the points of a dataset: float32 or float64 (n, d), C order, writable.
+
+        Raises UnknownDataset, or DamagedData after dropping a dataset that cannot be read.
+        """
+        dataset = await self.dataset(id)
+        if dataset is None:
+            raise UnknownDataset(id)
+        points: NDArray[Any] = np.empty((dataset.n, dataset.d), _little_endian(dataset.dtype))
+        target = memoryview(cast(Any, points)).cast("B")
+        rows = _rows_per_chunk(self._chunk_bytes_of(await self._fields(Keys.dataset(id))), points.strides[0])
+        for number, start in enumerate(range(0, dataset.n, rows)):
+            stop = min(dataset.n, start + rows)
+            begin, end = start * points.strides[0], stop * points.strides[0]
+            payload = _checked(await self._chunk(Keys.points(id), str(number)), end - begin)
+            if payload is None:
+                await self.delete_dataset(id)
+                raise DamagedData(f"the stored copy of dataset {id} is damaged and was removed; upload it again")
+            target[begin:end] = payload
+        return points
+
+    async def delete_dataset(self, id: str) -> bool:
+        """Remove a dataset; graphs already made from it stay. Return False when it was not there."""
+        removed = await cast(Any, self._redis.unlink(Keys.dataset(id), Keys.points(id)))
+        return bool(removed)
+
+    # Graphs
+
+    async def graph(self, id: str) -> GraphRecord | None:
+        """Return the record of a graph, or None when nobody asked for it."""
+        fields = await self._fields(Keys.graph(id))
+        return _record(id, fields) if fields else None
+
+    async def request_graph(self, dataset_id: str, spec: GraphSpec) -> tuple[GraphRecord, bool]:
+        """Ask for the graph of (dataset, spec), atomically; return its record and whether to `Queue.submit(record)`.
+
+        True when the graph is absent, failed, cancelled, damaged, evicted, lost by its worker, or queued already
+        (submitting twice is harmless). Raises UnknownDataset.
+        """
+        id = graph_id(dataset_id, spec)
+        answer = await self._run(
+            "request",
+            [Keys.graph(id), Keys.arrays(id), Keys.dataset(dataset_id)],
+            [id, dataset_id, spec.canonical(), secrets.token_hex(8), self._stale_run_s, Keys.graph_events],
+        )
+        if answer < 0:
+            raise UnknownDataset(dataset_id)
+        record = await self.graph(id)
+        if record is None:  # forgotten by somebody else in this very moment
+            return await self.request_graph(dataset_id, spec)
+        return record, answer == 1
+
+    async def wait_graph(self, id: str, timeout_s: float) -> GraphRecord | None:
+        """Return the record as soon as its state is terminal, else the latest one after `timeout_s` seconds.
+
+        None when the graph is unknown, or forgotten while waiting. Notified by the store, not by polling.
+        """
+        deadline = time.monotonic() + timeout_s
+        async with self._watch.listen(id) as changed:
+            while True:
+                changed.clear()
+                record = await self.graph(id)
+                left = deadline - time.monotonic()
+                if record is None or record.state in TERMINAL or left <= 0:
+                    return record
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(min(left, _RECHECK_S)):
+                        await changed.wait()
+
+    async def mark_running(
+        self, id: str, request: str, attempt: str, *, max_attempts: int, exhausted: Mapping[str, Any]
+    ) -> bool:
+        """Start attempt `attempt` at the job `request`; a worker calls this first. Return False when not wanted.
+
+        Not wanted: deleted, cancelled, asked for anew since, done, or tried max_attempts times; the latter turns the
+        graph into "failed" with the error `exhausted`. An attempt that was running before no longer counts.
+        """
+        answer = await self._run(
+            "start",
+            [Keys.graph(id)],
+            [id, request, attempt, max_attempts, _dump(exhausted), Keys.graph_events],
+        )
+        return answer == 1
+
+    async def set_progress(self, id: str, attempt: str, progress: Mapping[str, Any] | None) -> bool:
+        """Record progress (None: only that the attempt is alive). Return False when the attempt should stop."""
+        text = "" if progress is None else _dump(progress)
+        return bool(await self._run("progress", [Keys.graph(id)], [attempt, text]))
+
+    async def publish_graph(
+        self,
+        id: str,
+        attempt: str,
+        arrays: Mapping[str, NDArray[Any]],
+        certificate: Mapping[str, Any],
+        telemetry: Mapping[str, Any],
+    ) -> bool:
+        """Store the arrays and make the graph ready, if the attempt still counts; return whether it did.
+
+        arrays: by name, C or any order, first axis rows. All become visible at once.
+        """
+        staged = Keys.staging(secrets.token_hex(16))
+        infos: dict[str, Any] = {}
+        chunks = 0
+        try:
+            for name, array in arrays.items():
+                info, count = await self._stage_array(staged, name, array)
+                infos[name] = info
+                chunks += count
+            fields = {
+                "arrays": _dump(infos),
+                "chunks": str(chunks),
+                "certificate": _dump(certificate),
+                "telemetry": _dump(telemetry),
+            }
+            answer = await self._run(
+                "publish",
+                [Keys.graph(id), Keys.arrays(id), staged],
+                [id, attempt, Keys.graph_events, *_flat(fields)],
+            )
+        except BaseException:
+            with suppress(RedisError):
+                await cast(Any, self._redis.unlink(staged))
+            raise
+        return bool(answer)
+
+    async def fail_graph(self, id: str, attempt: str, error: Mapping[str, Any]) -> bool:
+        """End the attempt with an error {"type", "title", "detail", …}; return False when it no longer counts."""
+        return bool(await self._run("end", [Keys.graph(id)], [id, attempt, Keys.graph_events, "failed", _dump(error)]))
+
+    async def hand_back(self, id: str, attempt: str) -> bool:
+        """Turn a running attempt back into a queued job, free of charge; return False when it no longer counts."""
+        return bool(await self._run("end", [Keys.graph(id)], [id, attempt, Keys.graph_events, "queued", ""]))
+
+    async def cancel_graph(self, id: str) -> bool:
+        """Cancel a queued or running graph; its worker stops within about 100 ms. Return False when it was neither."""
+        return bool(await self._run("cancel", [Keys.graph(id)], [id, Keys.graph_events]))
+
+    async def forget_graph(self, id: str) -> bool:
+        """Cancel and remove a graph with its arrays; return False when there was none."""
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.unlink(Keys.graph(id), Keys.arrays(id))
+            pipe.publish(Keys.graph_events, id)
+            removed, _ = await pipe.execute()
+        return bool(removed)
+
+    async def array_info(self, graph_id: str, name: str) -> ArrayInfo | None:
+        """Return one array's description, or None when the graph is not ready or has no such array."""
+        record = await self.graph(graph_id)
+        return record.arrays.get(name) if record is not None and record.state == "ready" else None
+
+    async def read_rows(
+        self, graph_id: str, name: str, start: int = 0, stop: int | None = None
+    ) -> AsyncIterator[bytes]:
+        """Yield rows start … stop-1 of an array as C-order little-endian bytes, chunk by chunk, each checked.
+
+        Raises UnknownGraph before the first chunk when there is no such array, and DamagedData when a chunk is bad:
+        the arrays are then dropped, the graph is "failed", and `request_graph` builds it again.
+        """
+        info = await self.array_info(graph_id, name)
+        if info is None:
+            raise UnknownGraph(graph_id, f"or it has no finished array {name!r}")
+        n = info.shape[0]
+        stop = n if stop is None else min(stop, n)
+        step = info.rows_per_chunk
+        for number in range(start // step, -(-stop // step) if start < stop else 0):
+            first, last = number * step, min(n, (number + 1) * step)
+            raw = await self._chunk(Keys.arrays(graph_id), f"{name}:{number}")
+            payload = _checked(raw, (last - first) * info.row_bytes)
+            if payload is None:
+                raise await self._drop_damaged(graph_id, name)
+            lo, hi = max(start, first) - first, min(stop, last) - first
+            yield bytes(payload[lo * info.row_bytes : hi * info.row_bytes])
+
+    async def load_array(self, graph_id: str, name: str) -> NDArray[Any]:
+        """Return one whole array of a ready graph; raises as `read_rows`."""
+        info = await self.array_info(graph_id, name)
+        if info is None:
+            raise UnknownGraph(graph_id, f"or it has no finished array {name!r}")
+        data = b"".join([piece async for piece in self.read_rows(graph_id, name)])
+        return np.frombuffer(data, np.dtype(info.dtype)).reshape(info.shape)
+
+    # Workers
+
+    async def beat(self, worker: WorkerInfo, ttl_s: float) -> None:
+        """Say that a worker is alive; it counts as gone after ttl_s seconds without."""
+        value = _dump({"pid": worker.pid, "warm": worker.warm, "graph": worker.graph})
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.set(Keys.worker(worker.name), value, px=int(ttl_s * 1000))
+            pipe.sadd(Keys.workers, worker.name)
+            await pipe.execute()
+
+    async def leave(self, name: str) -> None:
+        """Remove a worker that stops on purpose."""
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.delete(Keys.worker(name))
+            pipe.srem(Keys.workers, name)
+            await pipe.execute()
+
+    async def workers(self) -> list[WorkerInfo]:
+        """Return the workers that are alive, by name. Empty: nothing that is queued can run now."""
+        names = sorted(name.decode() for name in await cast(Any, self._redis.smembers(Keys.workers)))
+        if not names:
+            return []
+        values = await cast(Any, self._redis.mget([Keys.worker(name) for name in names]))
+        gone = [name for name, value in zip(names, values, strict=True) if value is None]
+        if gone:
+            await cast(Any, self._redis.srem(Keys.workers, *gone))
+        return [
+            WorkerInfo(name=name, **json.loads(value))
+            for name, value in zip(names, values, strict=True)
+            if value is not None
+        ]
+
+    # Inside
+
+    async def _fields(self, key: str) -> dict[str, str]:
+        raw = await cast(Any, self._redis.hgetall(key))
+        return {name.decode(): value.decode() for name, value in raw.items()}
+
+    async def _run(self, script: str, keys: list[str], args: list[Any]) -> int:
+        return int(await self._scripts[script](keys=keys, args=args))
+
+    async def _chunk(self, key: str, number: str) -> bytes | None:
+        return cast("bytes | None", await cast(Any, self._redis.hget(key, number)))
+
+    def _chunk_bytes_of(self, fields: Mapping[str, str]) -> int:
+        return int(fields.get("chunk_bytes", self._chunk_bytes))
+
+    async def _put_chunk(self, staged: str, name: str, payload: memoryview) -> None:
+        """Store one chunk and renew the expiry of what is staged."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            pipe.hset(staged, name, zlib.crc32(payload).to_bytes(_CRC_BYTES, "little") + payload)
+            pipe.expire(staged, self._staging_ttl_s)
+            await pipe.execute()
+
+    async def _stage_array(self, staged: str, name: str, array: NDArray[Any]) -> tuple[dict[str, Any], int]:
+        array = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+        data = memoryview(cast(Any, array)).cast("B") if array.size else memoryview(b"")
+        row_bytes = max(1, array.nbytes // max(1, array.shape[0]))
+        rows = _rows_per_chunk(self._chunk_bytes, row_bytes)
+        count = 0
+        for begin in range(0, array.nbytes, rows * row_bytes):
+            await self._put_chunk(staged, f"{name}:{count}", data[begin : begin + rows * row_bytes])
+            count += 1
+        digest = await asyncio.to_thread(hashlib.blake2b, data, digest_size=16)
+        info = {"dtype": array.dtype.str, "shape": array.shape, "etag": digest.hexdigest(), "rows_per_chunk": rows}
+        return info, count
+
+    async def _drop_damaged(self, id: str, name: str) -> DamagedData:
+        message = f"the stored {name} of graph {id} are damaged and were removed; ask for the graph again"
+        error = {"type": "damaged-graph", "title": "The stored graph was damaged", "detail": message}
+        await self._run("damaged", [Keys.graph(id), Keys.arrays(id)], [id, Keys.graph_events, _dump(error)])
+        return DamagedData(message)
+
+
+class Upload:
+    """One point array on its way into the store; holds at most about two chunks in memory.
+
+    async with store.upload(n, d, "float64") as upload:
+        await upload.write(data)                      # C-order little-endian bytes, in pieces of any size
+        dataset, created = await upload.commit(id)
+    """
+
+    def __init__(self, store: Store, n: int, d: int, dtype: str) -> None:
+        self._store = store
+        self._n, self._d, self._dtype = n, d, dtype
+        self._row_bytes = d * _little_endian(dtype).itemsize
+        self._chunk = _rows_per_chunk(store._chunk_bytes, self._row_bytes) * self._row_bytes
+        self._staged = Keys.staging(secrets.token_hex(16))
+        self._buffer = bytearray()
+        self._count = 0
+        self._received = 0
+        self._committed = False
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._committed and self._count:
+            # An upload is often left because the store is away; its expiry then removes what was staged.
+            with suppress(RedisError):
+                await asyncio.shield(cast(Any, self._store._redis.unlink(self._staged)))
+
+    async def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Append bytes of the array's data; stores whole chunks as they fill."""
+        view = memoryview(data).cast("B")
+        self._received += len(view)
+        if self._received > self._n * self._row_bytes:
+            raise ValueError(f"more than the {self._n * self._row_bytes} bytes of the announced array were written")
+        while len(view):
+            taken = view[: self._chunk - len(self._buffer)]
+            self._buffer += taken
+            view = view[len(taken) :]
+            if len(self._buffer) == self._chunk:
+                await self._flush()
+
+    async def commit(self, id: str, facts: Mapping[str, Any] | None = None) -> tuple[Dataset, bool]:
+        """Make the array the dataset `id`; return it, and False when it was there already.
+
+        facts: JSON kept with the dataset. Raises ValueError when bytes are missing.
+        """
+        size = self._n * self._row_bytes
+        if self._received != size:
+            raise ValueError(f"{self._received} of the announced {size} bytes were written")
+        if self._buffer:
+            await self._flush()
+        dataset = Dataset(id, self._n, self._d, self._dtype, size, dict(facts or {}))
+        fields = {
+            "n": str(dataset.n),
+            "d": str(dataset.d),
+            "dtype": dataset.dtype,
+            "bytes": str(size),
+            "facts": _dump(dataset.facts),
+            "chunk_bytes": str(self._store._chunk_bytes),
+        }
+        created = await self._store._run(
+            "commit", [Keys.dataset(id), Keys.points(id), self._staged], [self._count, *_flat(fields)]
+        )
+        self._committed = True
+        return dataset, bool(created)
+
+    async def _flush(self) -> None:
+        chunk, self._buffer = self._buffer, bytearray()
+        self._count += 1
+        await self._store._put_chunk(self._staged, str(self._count - 1), memoryview(chunk))
+
+
+class _Watch:
+    """One subscription for all waiters of this process; wakes those whose graph has changed."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._waiting: dict[str, set[asyncio.Event]] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    def listen(self, id: str) -> _Listening:
+        """Return a context whose event is set whenever the graph changes or a change may have been missed."""
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._listen(), name="pcct graph events")
+        return _Listening(self._waiting, id)
+
+    async def aclose(self) -> None:
+        """Stop listening."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+            self._task = None
+
+    async def _listen(self) -> None:
+        while True:
+            with suppress(RedisError, OSError):
+                async with self._redis.pubsub() as pubsub:
+                    await pubsub.subscribe(Keys.graph_events)
+                    while True:
+                        message = await pubsub.get_message(timeout=30.0)
+                        if message is None:
+                            continue
+                        if message["type"] == "subscribe":
+                            self._wake_all()  # a change before this moment went unheard
+                        else:
+                            self._wake(message["data"].decode())
+            await asyncio.sleep(0.2)
+
+    def _wake(self, id: str) -> None:
+        for event in self._waiting.get(id, ()):
+            event.set()
+
+    def _wake_all(self) -> None:
+        for id in self._waiting:
+            self._wake(id)
+
+
+class _Listening:
+    """Registers one waiter's event while it waits."""
+
+    def __init__(self, waiting: dict[str, set[asyncio.Event]], id: str) -> None:
+        self._waiting, self._id, self._event = waiting, id, asyncio.Event()
+
+    async def __aenter__(self) -> asyncio.Event:
+        self._waiting.setdefault(self._id, set()).add(self._event)
+        return self._event
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        events = self._waiting[self._id]
+        events.discard(self._event)
+        if not events:
+            del self._waiting[self._id]
+
+
+def _record(id: str, fields: Mapping[str, str]) -> GraphRecord:
+    def parsed(name: str) -> dict[str, Any] | None:
+        return json.loads(fields[name]) if name in fields else None
+
+    arrays = {
+        name: ArrayInfo(name, i["dtype"], tuple(i["shape"]), i["etag"], i["rows_per_chunk"])
+        for name, i in (parsed("arrays") or {}).items()
+    }
+    return GraphRecord(
+        id=id,
+        dataset=fields["dataset"],
+        spec=json.loads(fields["spec"]),
+        state=cast(State, fields["state"]),
+        progress=parsed("progress"),
+        certificate=parsed("certificate"),
+        telemetry=parsed("telemetry"),
+        error=parsed("error"),
+        created_s=float(fields["created_s"]),
+        updated_s=float(fields["updated_s"]),
+        request=fields["request"],
+        attempts=int(fields["attempts"]),
+        arrays=arrays,
+    )
+
+
+def _checked(raw: bytes | None, size: int) -> memoryview | None:
+    """Return the payload of a stored chunk, or None when it is missing, cut or altered."""
+    if raw is None or len(raw) != size + _CRC_BYTES:
+        return None
+    payload = memoryview(raw)[_CRC_BYTES:]
+    return payload if zlib.crc32(payload) == int.from_bytes(raw[:_CRC_BYTES], "little") else None
+
+
+def _rows_per_chunk(chunk_bytes: int, row_bytes: int) -> int:
+    return max(1, chunk_bytes // row_bytes)
+
+
+def _little_endian(dtype: str) -> np.dtype[Any]:
+    return np.dtype(dtype).newbyteorder("<")
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), allow_nan=False)
+
+
+def _flat(fields: Mapping[str, str]) -> list[str]:
+    return [part for item in fields.items() for part in item]
