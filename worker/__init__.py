@@ -5,4 +5,5 @@ store      datasets, graphs, arrays and heartbeats in Redis or Valkey; all keys,
 tasks      the job queue: one graph asked for is at most one job
 run        one job: read the points, build, publish
 main       the worker process: warm up, take jobs, stop cleanly
+logs       how every process of ours logs
 """

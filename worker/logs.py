@@ -1,0 +1,66 @@
+"""One log for every process of ours: plain lines or JSON on standard error, libraries included."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import structlog
+
+from worker.settings import SharedSettings
+
+
+def configure_logs(settings: SharedSettings) -> None:
+    """Send structlog and standard logging to standard error in the settings' format and level."""
+    shared: list[structlog.typing.Processor] = [
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    renderer: structlog.typing.Processor
+    if settings.log_format == "json":
+        last: list[structlog.typing.Processor] = [structlog.processors.dict_tracebacks]
+        renderer = structlog.processors.JSONRenderer()
+    else:
+        last = []
+        renderer = structlog.dev.ConsoleRenderer(
+            colors=False, pad_event_to=0, exception_formatter=structlog.dev.plain_traceback
+        )
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last, renderer],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(settings.log_level.upper())
+    _quiet_queue(settings)
+
+
+def _quiet_queue(settings: SharedSettings) -> None:
+    """Let the queue's own lines through from warning up: every job is logged here once, in our words."""
+    queue = logging.getLogger("docket")
+    queue.setLevel(max(logging.WARNING, logging.getLevelName(settings.log_level.upper())))
+    queue.addFilter(_one_line)
+
+
+def _one_line(record: logging.LogRecord) -> bool:
+    """Reduce an outage, which the queue survives, to one line without its traceback."""
+    error = record.exc_info[1] if record.exc_info else None
+    if error is not None and record.levelno >= logging.WARNING:
+        record.msg = f"{record.getMessage()} ({type(error).__name__}: {error})"
+        record.args = ()
+        record.exc_info = None
+    return True

@@ -1,0 +1,126 @@
+"""The worker process: say "alive", warm the kernels, take jobs until told to stop, hand back what is unfinished."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import signal
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+import numpy as np
+import structlog
+from redis.exceptions import RedisError
+
+from pcct_core.spec import Cosine, Euclidean, GraphSpec, Haversine, Order
+from worker.logs import configure_logs
+from worker.run import Build, Runner
+from worker.settings import WorkerSettings
+from worker.store import Store, WorkerInfo
+from worker.tasks import Queue
+
+_BEATS_TO_LIVE = 5  # a worker counts as gone after missing this many heartbeats
+
+_log = structlog.stdlib.get_logger("pcct.worker")
+
+
+def run_worker(
+    settings: WorkerSettings,
+    *,
+    load_build: Callable[[], Build] | None = None,
+    follow_parent: Callable[[], None] | None = None,
+) -> int:
+    """Work until SIGTERM or SIGINT; return the exit status.
+
+    load_build:    returns what builds graphs; None for the core, loaded and warmed.
+    follow_parent: called once at the start, to end this process with its parent.
+    """
+    configure_logs(settings)
+    if follow_parent is not None:
+        follow_parent()
+    status = asyncio.run(_work(settings, load_build or load_warm_build))
+    # A build that was left behind may still run compiled code, which must not meet a dying interpreter.
+    os._exit(status)
+
+
+def load_warm_build() -> Build:
+    """Import the core and run every kind of graph once on a few points, so that no user waits for the compiler."""
+    from pcct_core.graph import build_graph
+
+    generator = np.random.default_rng(0)
+    orders: tuple[Order, ...] = ("maximin", "hilbert", "random", "coordinate", "given")
+    for dtype in (np.float64, np.float32):
+        for d, metric in ((2, Haversine()), (3, Euclidean(0.5)), (3, Cosine()), (24, Euclidean())):
+            points = generator.uniform(1.0, 2.0, (300, d)).astype(dtype)
+            build_graph(points, GraphSpec(kind="knn", k=4, metric=metric))
+            for order in orders if d == 3 else orders[:1]:
+                build_graph(points, GraphSpec(kind="vecchia", k=4, metric=metric, order=order))
+    return build_graph
+
+
+async def _work(settings: WorkerSettings, load_build: Callable[[], Build]) -> int:
+    name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+    store, queue = Store.from_settings(settings), Queue.from_settings(settings)
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    runner: Runner | None = None
+
+    def info() -> WorkerInfo:
+        return WorkerInfo(name, os.getpid(), warm=runner is not None, graph=runner.graph if runner else None)
+
+    beats = asyncio.create_task(_beat(store, info, settings.heartbeat_s), name="pcct heartbeat")
+    status = 0
+    try:
+        started = time.perf_counter()
+        build = await _loaded(load_build, stopping)
+        if build is not None:
+            runner = Runner(store, queue, settings, build, stopping)
+            _log.info("worker ready", worker=name, warm_up_s=round(time.perf_counter() - started, 2))
+            with suppress(RedisError):
+                await store.beat(info(), settings.heartbeat_s * _BEATS_TO_LIVE)
+            await queue.work(runner.run_job, name=name, redelivery_s=settings.redelivery_s, stopping=stopping)
+    except Exception as error:
+        _log.error("worker failed", exc_info=error)
+        status = 1
+    finally:
+        beats.cancel()
+        await asyncio.wait({beats})
+        with suppress(RedisError):
+            await store.leave(name)
+            await queue.aclose()
+            await store.aclose()
+    _log.info("worker stopped", worker=name)
+    return status
+
+
+async def _loaded(load_build: Callable[[], Build], stopping: asyncio.Event) -> Build | None:
+    """Return the loaded build, or None when the worker was told to stop before; loading goes on in a thread."""
+    loading = asyncio.ensure_future(asyncio.to_thread(load_build))
+    stop = asyncio.create_task(stopping.wait())
+    await asyncio.wait({loading, stop}, return_when=asyncio.FIRST_COMPLETED)
+    stop.cancel()
+    if not loading.done():
+        _log.info("worker stopped while warming up")
+        os._exit(0)  # the compiler cannot be interrupted, and no job has been taken
+    return await loading
+
+
+async def _beat(store: Store, info: Callable[[], WorkerInfo], every_s: float) -> None:
+    """Keep saying that this worker is alive; an outage of the store is logged once, and so is its end."""
+    away = False
+    while True:
+        try:
+            await store.beat(info(), every_s * _BEATS_TO_LIVE)
+            if away:
+                _log.info("the store is back")
+            away = False
+        except RedisError as error:
+            if not away:
+                _log.warning("the store is away; waiting for it", reason=str(error))
+            away = True
+        await asyncio.sleep(every_s)

@@ -1,0 +1,246 @@
+"""One job, from queue to store: read the points, build the graph in a thread, publish it.
+
+A job ends in exactly one of five ways: published; failed, with an error a user can read; not wanted any more
+(cancelled, deleted, or overtaken by another attempt); handed back because this worker stops; or, should the worker die,
+redelivered by the queue. An outage of the store ends none of them: the job waits and goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import threading
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import structlog
+from redis.exceptions import ConnectionError as StoreConnectionError
+from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as StoreTimeoutError
+
+from pcct_core.errors import Cancelled, InvalidPoints, InvalidSpec
+from pcct_core.spec import GraphSpec
+from worker.settings import WorkerSettings
+from worker.store import DamagedData, GraphRecord, Store, UnknownDataset
+from worker.tasks import Queue
+
+if TYPE_CHECKING:
+    from pcct_core.graph import CancelToken, Graph, Progress
+
+T = TypeVar("T")
+
+_AWAY = (StoreConnectionError, StoreTimeoutError)
+_LOOK_S = 0.1  # how often a running job reports, and learns that it should stop
+_AWAY_PAUSE_S = 0.3
+
+_log = structlog.stdlib.get_logger("pcct.worker")
+
+
+class Build(Protocol):
+    """What builds a graph: `pcct_core.graph.build_graph`, or a stand-in of a test."""
+
+    def __call__(
+        self,
+        X: Any,
+        spec: GraphSpec,
+        *,
+        progress: Progress | None = None,
+        cancel: CancelToken | None = None,
+        threads: int | None = None,
+    ) -> Graph:
+        """Build the graph that spec asks for on the points X."""
+        ...
+
+
+@dataclass
+class Runner:
+    """Runs jobs of one worker process, one at a time.
+
+    stopping: set when the worker should stop; a running job is then handed back. graph: id being built, or None.
+    """
+
+    store: Store
+    queue: Queue
+    settings: WorkerSettings
+    build: Build
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    graph: str | None = None
+
+    async def run_job(self, graph_id: str, request: str) -> None:
+        """Do the job of one request; raises CancelledError only when the worker stops while the store is away."""
+        attempt = secrets.token_hex(8)
+        log = _log.bind(graph=graph_id[:12])
+        wanted = await self._patiently(
+            lambda: self.store.mark_running(
+                graph_id,
+                request,
+                attempt,
+                max_attempts=self.settings.max_attempts,
+                exhausted=_exhausted(self.settings.max_attempts),
+            )
+        )
+        if not wanted:
+            log.info("job skipped: not wanted any more")
+            return
+        self.graph = graph_id
+        try:
+            await self._attempt(graph_id, attempt, log)
+        except Exception as error:
+            # Whatever went wrong, the graph must not stay "running".
+            problem = describe_error(error)
+            if problem["type"] == "internal-error":
+                log.error("job failed", exc_info=error)
+            else:
+                log.info("job failed", detail=problem["detail"])
+            await self._patiently(lambda: self.store.fail_graph(graph_id, attempt, problem))
+        finally:
+            self.graph = None
+
+    async def _attempt(self, graph_id: str, attempt: str, log: structlog.stdlib.BoundLogger) -> None:
+        record = await self._patiently(lambda: self.store.graph(graph_id))
+        if record is None:
+            return
+        started = time.perf_counter()
+        log.info("job started", dataset=record.dataset[:12], spec=record.spec, attempt=record.attempts)
+        points = await self._patiently(lambda: self.store.load_points(record.dataset))
+        build = _BuildThread(self.build, points, GraphSpec.from_json(record.spec), self.settings.threads)
+        if not await self._follow(build, graph_id, attempt):
+            log.info("job stopped: not wanted any more")
+            return
+        if self.stopping.is_set() and not build.finished.done():
+            await self._hand_back(record, attempt, log)
+            return
+        try:
+            graph = build.finished.result()
+        except Cancelled:
+            await self._hand_back(record, attempt, log)
+            return
+        published = await self._patiently(
+            lambda: self.store.publish_graph(
+                graph_id, attempt, graph.arrays(), graph.certificate.to_json(), graph.telemetry.to_json()
+            )
+        )
+        log.info("job published" if published else "job overtaken", seconds=round(time.perf_counter() - started, 3))
+
+    async def _follow(self, build: _BuildThread, graph_id: str, attempt: str) -> bool:
+        """Report progress until the build has finished; False when its result is not wanted any more.
+
+        When the worker stops, the build is given a grace to notice and is then left behind.
+        """
+        reported: Mapping[str, Any] | None = None
+        deadline = float("inf")
+        while not build.finished.done():
+            await asyncio.wait({build.finished}, timeout=_LOOK_S)
+            if self.stopping.is_set():
+                build.cancel.set()
+                deadline = min(deadline, time.monotonic() + self.settings.shutdown_grace_s)
+                if time.monotonic() >= deadline:
+                    return True
+                continue
+            progress = build.progress()
+            with suppress(RedisError):
+                if not await self.store.set_progress(graph_id, attempt, None if progress == reported else progress):
+                    build.cancel.set()
+                    await asyncio.wait({build.finished})
+                    return False
+                reported = progress
+        return True
+
+    async def _hand_back(self, record: GraphRecord, attempt: str, log: structlog.stdlib.BoundLogger) -> None:
+        """Queue the job again at once; a worker that dies in between leaves it to the queue's redelivery."""
+        if await self._patiently(lambda: self.store.hand_back(record.id, attempt)):
+            await self._patiently(lambda: self.queue.submit(record, again=attempt))
+            log.info("job handed back: this worker stops")
+
+    async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Await call(), again and again while the store is away.
+
+        A stopping worker does not wait: CancelledError leaves the job with the queue, which redelivers it.
+        """
+        while True:
+            try:
+                return await call()
+            except _AWAY as error:
+                if self.stopping.is_set():
+                    raise asyncio.CancelledError from error
+                await asyncio.sleep(_AWAY_PAUSE_S)
+
+
+class _BuildThread:
+    """A build in a thread of its own, which a stopping process may leave behind.
+
+    finished: future of the Graph, or of what the build raised. cancel: set it to stop the build.
+    """
+
+    def __init__(self, build: Build, points: Any, spec: GraphSpec, threads: int | None) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.finished: asyncio.Future[Graph] = self._loop.create_future()
+        self.cancel = threading.Event()
+        self._latest: tuple[str, int, int] | None = None
+        self._phase: tuple[str, float] = ("", 0.0)
+        self._call = lambda: build(points, spec, progress=self._note, cancel=self.cancel, threads=threads)
+        threading.Thread(target=self._run, name="pcct build", daemon=True).start()
+
+    def progress(self) -> dict[str, Any] | None:
+        """Return {"phase", "done", "total", "eta_s"}; eta_s covers the phase and is None until it can be told."""
+        if self._latest is None:
+            return None
+        phase, done, total = self._latest
+        name, since = self._phase
+        elapsed = time.monotonic() - since
+        eta = round(elapsed / done * (total - done), 1) if name == phase and done and elapsed > _LOOK_S else None
+        return {"phase": phase, "done": done, "total": total, "eta_s": eta}
+
+    def _note(self, phase: str, done: int, total: int) -> None:
+        if self._phase[0] != phase:
+            self._phase = (phase, time.monotonic())
+        self._latest = (str(phase), int(done), int(total))
+
+    def _run(self) -> None:
+        try:
+            graph = self._call()
+        except BaseException as error:
+            self._settle(partial(self.finished.set_exception, error))
+        else:
+            self._settle(partial(self.finished.set_result, graph))
+
+    def _settle(self, action: Callable[[], None]) -> None:
+        # The loop is closed when a stopping worker has left this build behind.
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(action)
+
+
+def describe_error(error: BaseException) -> dict[str, Any]:
+    """Return the error as the graph resource shows it: {"type", "title", "detail"}, with "row" or "field" if known."""
+    if isinstance(error, InvalidPoints):
+        extra = {} if error.row is None else {"row": error.row}
+        return {"type": "invalid-points", "title": "The points cannot be used", "detail": str(error), **extra}
+    if isinstance(error, InvalidSpec):
+        return {
+            "type": "invalid-spec",
+            "title": "The specification cannot be met",
+            "detail": str(error),
+            "field": error.field,
+        }
+    if isinstance(error, UnknownDataset | DamagedData):
+        return {"type": "unknown-dataset", "title": "The dataset is gone", "detail": str(error)}
+    if isinstance(error, MemoryError):
+        detail = "the worker ran out of memory; use fewer points or a smaller k, or give the worker more"
+        return {"type": "out-of-memory", "title": "The build needs more memory", "detail": detail}
+    if isinstance(error, RedisError):
+        detail = f"the store refused the result ({error}); ask again when it has room"
+        return {"type": "store-refused", "title": "The store refused the result", "detail": detail}
+    detail = f"{type(error).__name__} in the worker; its log has the details; ask again to retry"
+    return {"type": "internal-error", "title": "The build failed", "detail": detail}
+
+
+def _exhausted(attempts: int) -> dict[str, Any]:
+    detail = (
+        f"the worker died {attempts} times while building this graph, most likely out of memory; "
+        "use fewer points or a smaller k, or give the worker more memory, then ask again"
+    )
+    return {"type": "worker-died", "title": "The build kept ending its worker", "detail": detail}
