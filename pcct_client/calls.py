@@ -1,0 +1,309 @@
+"""What is said to the service, and in which order, without saying it: both clients send the same calls.
+
+A flow is a generator. It yields a `Call` and is sent the `Reply`, a `Compute` and is sent its value, or a `Pause`; it
+returns the result. `Client` drives it with blocking I/O, `AsyncClient` with asyncio. Nothing here does I/O.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias, TypeVar
+
+from numpy.typing import NDArray
+
+from pcct_client.arrays import NpyBody, NpyReader, body_id, npy_body
+from pcct_client.errors import BadAnswer, BuildFailed, ServerUnavailable, WaitTimeout, refusal
+from pcct_client.graph import Graph
+
+T = TypeVar("T")
+Progress: TypeAlias = Callable[[str, dict[str, Any]], None]
+
+DEFAULT_TIMEOUT_S = 300.0
+CONNECT_TIMEOUT_S = 5.0
+SILENCE_TIMEOUT_S = 60.0  # no byte moves for this long: the service is taken to be gone
+LONG_POLL_S = 20.0  # below the 30 to 60 seconds at which proxies cut a silent connection
+PROGRESS_POLL_S = 1.0
+POLL_PAUSE_S = 0.25  # when the service answers at once instead of holding the request
+
+_PENDING = ("queued", "running")
+
+
+class Deadline:
+    """The moment by which a whole call must be over; `timeout` None means never."""
+
+    def __init__(self, timeout: float | None) -> None:
+        self._timeout = timeout
+        self._end = None if timeout is None else time.monotonic() + timeout
+
+    def left_s(self, at_most: float) -> float:
+        """Return the seconds that are left, at most at_most and never negative."""
+        return at_most if self._end is None else max(0.0, min(at_most, self._end - time.monotonic()))
+
+    def check(self, subject: str, graph_id: str | None) -> None:
+        """Raise WaitTimeout when the time is over; subject is the thing that is late."""
+        if self._end is not None and time.monotonic() >= self._end:
+            raise WaitTimeout(
+                f"{subject} did not come within {self._timeout:g} s; the service goes on working: "
+                "make the same call again, or give it a larger timeout",
+                graph_id,
+            )
+
+
+@dataclass(frozen=True)
+class Call:
+    """One request.
+
+    body: points to stream, or document: JSON to send, or neither. wants_array: a 200 answer is a `.npy` array.
+    wait_s: how long the service is asked to hold the answer back until there is news.
+    subject, graph_id: what is late when the deadline passes, in words and by name.
+    """
+
+    method: str
+    path: str
+    deadline: Deadline
+    body: NpyBody | None = None
+    document: Mapping[str, Any] | None = None
+    wants_array: bool = False
+    wait_s: float = 0.0
+    subject: str = "the answer"
+    graph_id: str | None = None
+
+    def check_deadline(self) -> None:
+        """Raise WaitTimeout when the call's time is over."""
+        self.deadline.check(self.subject, self.graph_id)
+
+    def headers(self) -> dict[str, str]:
+        """Return the headers that this call needs beyond those that httpx adds."""
+        # Without identity an answer may come compressed, and its announced length would not be the array's.
+        headers = {"Accept-Encoding": "identity", "Accept": "application/json, application/problem+json"}
+        if self.wants_array:
+            headers["Accept"] = "application/x-npy, application/problem+json"
+        if self.wait_s > 0:
+            headers["Prefer"] = f"wait={self.wait_s:.0f}"
+        if self.body is not None:
+            headers["Content-Type"] = "application/x-npy"
+            headers["Content-Length"] = str(self.body.nbytes)
+        elif self.document is not None:
+            headers["Content-Type"] = "application/json"
+        return headers
+
+    def content(self) -> bytes | None:
+        """Return the JSON document as bytes, or None; a point array is streamed by the client instead."""
+        return None if self.document is None else json.dumps(self.document, default=_plain).encode()
+
+    def read_timeout_s(self) -> float:
+        """Return how long the service may be silent before the call is given up."""
+        return self.deadline.left_s(self.wait_s + SILENCE_TIMEOUT_S)
+
+
+@dataclass(frozen=True)
+class Pause:
+    """Seconds to sleep."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Work that may take long enough to hold up an event loop."""
+
+    work: Callable[[], Any]
+
+
+Flow: TypeAlias = Generator[Call | Pause | Compute, Any, T]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came back. array: the answer to a call that wants one, else None; content: any other body."""
+
+    status: int
+    headers: Mapping[str, str]
+    content: bytes = b""
+    array: NDArray[Any] | None = None
+
+
+@dataclass
+class Intake:
+    """Collects the body of one answer as it comes in, as an array if that is what the call wants and got."""
+
+    call: Call
+    status: int
+    headers: Mapping[str, str]
+    content: bytearray = field(default_factory=bytearray)
+    reader: NpyReader | None = None
+
+    def __post_init__(self) -> None:
+        if self.call.wants_array and self.status == 200:
+            length = self.headers.get("content-length", "")
+            self.reader = NpyReader(int(length) if length.isdigit() else None)
+
+    def feed(self, piece: bytes) -> None:
+        """Take the next piece. Raises BadAnswer, or WaitTimeout when the call's time is over."""
+        self.call.check_deadline()
+        if self.reader is None:
+            self.content += piece
+        else:
+            self.reader.feed(piece)
+
+    def reply(self) -> Reply:
+        """Return the complete answer. Raises BadAnswer when an array is cut short."""
+        array = None if self.reader is None else self.reader.finish()
+        return Reply(self.status, self.headers, bytes(self.content), array)
+
+
+def upload(X: Any, deadline: Deadline) -> Flow[str]:
+    """Bring the points X to the service unless it has them; returns the dataset id."""
+    body, name = yield Compute(lambda: _named(X))
+    reply: Reply = yield Call("HEAD", f"v1/datasets/{name}", deadline)
+    if reply.status == 200:
+        return str(name)
+    if reply.status != 404:
+        raise refused(reply)
+    answer = accepted((yield Call("POST", "v1/datasets", deadline, body=body, subject="the end of the upload")))
+    if answer.get("id") != name:
+        raise BadAnswer(f"the service stored the points as {answer.get('id')}, not {name}: they changed on the way")
+    return str(name)
+
+
+def graph(data: Any, spec: Mapping[str, Any], deadline: Deadline, progress: Progress | None = None) -> Flow[Graph]:
+    """Get the graph that spec asks for on data: an array, which is uploaded first, or a dataset id."""
+    begun = time.perf_counter()
+    dataset = data if isinstance(data, str) else (yield from upload(data, deadline))
+    uploaded = time.perf_counter()
+    record = yield from ready_record(dataset, spec, deadline, progress)
+    ready = time.perf_counter()
+    kind = record["spec"].get("kind")
+    arrays: dict[str, NDArray[Any]] = {}
+    for name in ("neighbors", "distances", "order") if kind == "vecchia" else ("neighbors", "distances"):
+        arrays[name] = yield from array(record["id"], name, deadline)
+    downloaded = time.perf_counter()
+    waited_s = ready - uploaded
+    # A graph from the cache carries the record of a build that nobody waited for now.
+    build_s = min(waited_s, sum((record.get("telemetry") or {}).get("seconds", {}).values()))
+    return Graph(
+        neighbors=arrays["neighbors"],
+        distances=arrays["distances"],
+        order=arrays.get("order"),
+        id=record["id"],
+        dataset=dataset,
+        spec=record["spec"],
+        certificate=record.get("certificate") or {},
+        telemetry=record.get("telemetry") or {},
+        timings={
+            "upload": uploaded - begun,
+            "queue": waited_s - build_s,
+            "build": build_s,
+            "download": downloaded - ready,
+        },
+    )
+
+
+def ready_record(
+    dataset: str, spec: Mapping[str, Any], deadline: Deadline, progress: Progress | None
+) -> Flow[dict[str, Any]]:
+    """Ask for a graph and wait until it is ready; returns its description."""
+    poll_s = LONG_POLL_S if progress is None else PROGRESS_POLL_S
+    document = {"dataset": dataset, "spec": spec}
+    asked = time.monotonic()
+    wait_s = deadline.left_s(poll_s)
+    record = _described(accepted((yield Call("POST", "v1/graphs", deadline, document=document, wait_s=wait_s))))
+    while record["state"] in _PENDING:
+        if progress is not None:
+            progress(record["state"], record.get("progress") or {})
+        subject = f"the graph {record['id'][:12]}…, now {record['state']},"
+        deadline.check(subject, record["id"])
+        if time.monotonic() - asked < wait_s / 2:
+            yield Pause(deadline.left_s(POLL_PAUSE_S))
+        asked = time.monotonic()
+        wait_s = deadline.left_s(poll_s)
+        poll = Call("GET", f"v1/graphs/{record['id']}", deadline, wait_s=wait_s, subject=subject, graph_id=record["id"])
+        record = _described(accepted((yield poll)))
+    if record["state"] != "ready":
+        raise _build_failed(record)
+    return record
+
+
+def array(graph_id: str, name: str, deadline: Deadline) -> Flow[NDArray[Any]]:
+    """Download one array of a graph that is ready."""
+    path, subject = f"v1/graphs/{graph_id}/{name}", f"the array {name}"
+    reply: Reply = yield Call("GET", path, deadline, wants_array=True, subject=subject, graph_id=graph_id)
+    if reply.array is None:
+        raise refused(reply)
+    return reply.array
+
+
+def spec_document(spec: Mapping[str, Any] | None, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a specification as JSON values: spec with fields over it, a metric's name or object in its JSON form."""
+    out = {**(spec or {}), **fields}
+    metric = out.get("metric")
+    if isinstance(metric, str):
+        out["metric"] = {"type": metric}
+    return out
+
+
+def accepted(reply: Reply) -> dict[str, Any]:
+    """Return the JSON object of a 2xx answer. Raises what `refused` returns for any other, or BadAnswer."""
+    if not 200 <= reply.status < 300:
+        raise refused(reply)
+    answer = _json_object(reply)
+    if answer is None:
+        raise BadAnswer("the answer is not a JSON object; is this the URL of a pcct service?")
+    return answer
+
+
+def refused(reply: Reply) -> Exception:
+    """Return the error that an answer other than the expected one means."""
+    problem = _json_object(reply) or {}
+    if reply.status in (502, 503, 504):
+        said = problem.get("detail") or problem.get("title") or "no reason given"
+        return ServerUnavailable(f"the service cannot work just now ({said}); try again shortly", _retry_after(reply))
+    if reply.status < 400 or not (problem or reply.content == b""):
+        return BadAnswer(f"HTTP {reply.status} came back without a reason; is this the URL of a pcct service?")
+    return refusal(reply.status, problem)
+
+
+def _named(X: Any) -> tuple[NpyBody, str]:
+    body = npy_body(X)
+    return body, body_id(body)
+
+
+def _described(record: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(record.get("id"), str) or "state" not in record or not isinstance(record.get("spec"), dict):
+        raise BadAnswer("the answer does not describe a graph; is this the URL of a pcct service?")
+    return record
+
+
+def _build_failed(record: dict[str, Any]) -> BuildFailed:
+    error = record.get("error")
+    problem = error if isinstance(error, dict) else {"detail": error}
+    reason = problem.get("detail") or problem.get("title") or "no reason given"
+    fix = "ask again to start it anew" if record["state"] == "cancelled" else "the service's log has the details"
+    message = f"the build of graph {record['id'][:12]}… was {record['state']}: {reason}; {fix}"
+    if record["state"] == "failed":
+        message = f"the build of graph {record['id'][:12]}… failed: {reason}; {fix}"
+    return BuildFailed(message, record["id"], record["state"], problem)
+
+
+def _json_object(reply: Reply) -> dict[str, Any] | None:
+    try:
+        value = json.loads(reply.content)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _retry_after(reply: Reply) -> float | None:
+    value = reply.headers.get("retry-after", "")
+    return float(value) if value.isdigit() else None
+
+
+def _plain(value: Any) -> Any:
+    """Return the JSON form of a NumPy number or array, or of a pcct_core metric, as json.dumps asks for it."""
+    for name in ("to_json", "tolist"):
+        if hasattr(value, name):
+            return getattr(value, name)()
+    raise TypeError(f"{value!r} in the specification has no JSON form; use numbers, strings and lists")

@@ -1,0 +1,108 @@
+"""Every error of the client, named by what is wrong; each message states the fact and the fix.
+
+ClientError
+├── InvalidArray (also a ValueError)      refused here, before anything was sent
+├── ServerUnavailable                     nobody answered at the URL, or the service cannot work now (502, 503, 504)
+├── WaitTimeout (also a TimeoutError)     the answer did not come within `timeout`; a build goes on meanwhile
+├── BuildFailed                           the service gave the build up; `state` is "failed" or "cancelled"
+├── BadAnswer                             what came back is not what a pcct service says
+└── RequestRefused                        the service said no; has status, type, title, detail, row, field
+    ├── InvalidRequest (also a ValueError)    the points or the specification cannot be used; see `row`, `field`
+    ├── NotFound                              no such dataset or graph
+    └── TooLarge                              more bytes than the service takes
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+class ClientError(Exception):
+    """Base of all errors raised on purpose by pcct_client."""
+
+
+class InvalidArray(ClientError, ValueError):
+    """The array cannot be sent as it is."""
+
+
+class ServerUnavailable(ClientError):
+    """No service answered; nothing that was uploaded or built is lost, so the same call can be made again.
+
+    retry_after_s: how long the service asked to wait before that, or None.
+    """
+
+    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class WaitTimeout(ClientError, TimeoutError):
+    """The answer did not come in time.
+
+    graph_id: the graph that was waited for, or None when not even that was answered.
+    """
+
+    def __init__(self, message: str, graph_id: str | None = None) -> None:
+        super().__init__(message)
+        self.graph_id = graph_id
+
+
+class BuildFailed(ClientError):
+    """The graph will not become ready.
+
+    graph_id: the graph. state: "failed" or "cancelled". problem: what the service says about it, as problem+json.
+    """
+
+    def __init__(self, message: str, graph_id: str, state: str, problem: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.graph_id = graph_id
+        self.state = state
+        self.problem = dict(problem or {})
+
+
+class BadAnswer(ClientError):
+    """The answer cannot be read: the URL is not a pcct service, or something between changed it."""
+
+
+class RequestRefused(ClientError):
+    """The service refused the request, and says why as RFC 9457 problem+json.
+
+    status: HTTP status. type: stable URI of the kind of problem. title: that kind in words. detail: this case.
+    row: first offending row of the array, or None. field: offending field of the specification, or None.
+    """
+
+    def __init__(self, status: int, problem: Mapping[str, Any]) -> None:
+        self.status = status
+        self.type = str(problem.get("type", "about:blank"))
+        self.title = str(problem.get("title") or f"HTTP {status}")
+        self.detail = str(problem.get("detail") or "")
+        row, field = problem.get("row"), problem.get("field")
+        self.row = row if isinstance(row, int) else None
+        self.field = field if isinstance(field, str) else None
+        super().__init__(f"{self.title}: {self.detail}" if self.detail else self.title)
+
+
+class InvalidRequest(RequestRefused, ValueError):
+    """The points or the specification cannot be used."""
+
+
+class NotFound(RequestRefused):
+    """The dataset or graph is not there: never made, deleted, or evicted."""
+
+
+class TooLarge(RequestRefused):
+    """The upload is larger than the service is set up to take."""
+
+
+_BY_STATUS: dict[int, type[RequestRefused]] = {
+    400: InvalidRequest,
+    404: NotFound,
+    413: TooLarge,
+    422: InvalidRequest,
+}
+
+
+def refusal(status: int, problem: Mapping[str, Any]) -> RequestRefused:
+    """Return the error for a problem document, by its HTTP status."""
+    return _BY_STATUS.get(status, RequestRefused)(status, problem)

@@ -1,0 +1,247 @@
+import subprocess
+import sys
+
+import httpx
+import numpy as np
+import pytest
+
+import pcct_client
+from pcct_client import (
+    AsyncClient,
+    BadAnswer,
+    BuildFailed,
+    Client,
+    InvalidRequest,
+    NotFound,
+    RequestRefused,
+    ServerUnavailable,
+    TooLarge,
+    WaitTimeout,
+    dataset_id,
+)
+
+POINTS = np.random.default_rng(5).normal(size=(3, 2))
+
+
+def test_upload_sends_points_that_are_new(client, service, npy):
+    assert client.upload(POINTS) == dataset_id(POINTS)
+    assert service.said() == [f"HEAD /datasets/{dataset_id(POINTS)}", "POST /datasets"]
+    assert service.datasets[dataset_id(POINTS)] == npy(POINTS)
+    assert service.requests[1].headers["content-type"] == "application/x-npy"
+    assert "transfer-encoding" not in service.requests[1].headers
+
+
+def test_upload_skips_points_that_are_known(client, service):
+    client.upload(POINTS)
+    assert client.upload(np.asfortranarray(POINTS)) == dataset_id(POINTS)
+    assert service.said()[2:] == [f"HEAD /datasets/{dataset_id(POINTS)}"]
+
+
+def test_upload_notices_points_that_changed_on_the_way(client, service):
+    service.instead["POST", "datasets"] = httpx.Response(201, json={"id": "other"})
+    with pytest.raises(BadAnswer, match="changed on the way"):
+        client.upload(POINTS)
+
+
+def test_vecchia_returns_arrays_and_what_is_known_about_them(client, service):
+    graph = client.vecchia(POINTS, k=2, metric="haversine")
+    for name, array in service.arrays.items():
+        np.testing.assert_array_equal(getattr(graph, name), array)
+        assert getattr(graph, name).dtype == array.dtype
+    assert service.documents[0] == {
+        "dataset": dataset_id(POINTS),
+        "spec": {"kind": "vecchia", "k": 2, "order": "maximin", "metric": {"type": "haversine"}, "seed": 0},
+    }
+    assert graph.dataset == dataset_id(POINTS)
+    assert graph.certificate["exact"] is True
+    assert graph.telemetry["seconds"] == {"search": 100.0}
+    assert set(graph.timings) == {"upload", "queue", "build", "download"}
+    assert min(graph.timings.values()) >= 0
+    assert graph.timings["build"] < 100, "the time of the first build is not this call's"
+
+
+def test_knn_has_no_order_and_asks_for_none(client, service):
+    graph = client.knn(POINTS, k=2)
+    assert graph.order is None
+    assert service.said()[-2:] == [f"GET /graphs/{'g' * 64}/neighbors", f"GET /graphs/{'g' * 64}/distances"]
+    assert all(request.headers["accept-encoding"] == "identity" for request in service.requests)
+
+
+def test_graph_takes_a_dataset_id_and_json_values(client, service):
+    spec = {"kind": "knn", "k": 1, "metric": {"type": "euclidean", "lengthscale": np.array([1.0, 0.5])}}
+    client.graph("d" * 64, spec, k=np.int64(2))
+    assert service.said()[0] == "POST /graphs"
+    assert service.documents[0]["spec"] == {
+        "kind": "knn",
+        "k": 2,
+        "metric": {"type": "euclidean", "lengthscale": [1.0, 0.5]},
+    }
+
+
+def test_graph_takes_a_metric_of_the_library(client, service):
+    from pcct_core.spec import Euclidean
+
+    client.knn(POINTS, k=1, metric=Euclidean(2.0))
+    assert service.documents[0]["spec"]["metric"] == {"type": "euclidean", "lengthscale": 2.0}
+
+
+def test_graph_refuses_a_spec_without_json_form(client):
+    with pytest.raises(TypeError, match="has no JSON form"):
+        client.knn(POINTS, metric=object())
+
+
+def test_graph_waits_through_queue_and_build(client, service):
+    service.states = ["queued", "running", "running", "ready"]
+    seen = []
+    client.knn(POINTS, k=2, progress=lambda state, progress: seen.append((state, progress.get("done"))))
+    assert seen == [("queued", None), ("running", 1), ("running", 1)]
+    waiting = [request for request in service.requests if "prefer" in request.headers]
+    assert [request.method for request in waiting] == ["POST", "GET", "GET", "GET"]
+    assert {request.headers["prefer"] for request in waiting} == {"wait=1"}
+
+
+def test_graph_gives_up_at_the_timeout_and_names_the_graph(client, service):
+    service.states = ["running"]
+    with pytest.raises(WaitTimeout, match=r"now running.*make the same call again") as caught:
+        client.knn(POINTS, k=2, timeout=0.3)
+    assert caught.value.graph_id == "g" * 64
+    assert isinstance(caught.value, TimeoutError)
+
+
+@pytest.mark.parametrize(("state", "words"), [("failed", "failed: out of memory"), ("cancelled", "ask again")])
+def test_graph_says_why_a_build_failed(client, service, state, words):
+    service.states = ["running", state]
+    service.error = {"type": "about:blank", "title": "Out of memory", "detail": "out of memory"}
+    with pytest.raises(BuildFailed, match=words) as caught:
+        client.knn(POINTS, k=2)
+    assert (caught.value.state, caught.value.graph_id) == (state, "g" * 64)
+    assert caught.value.problem["title"] == "Out of memory"
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [(400, InvalidRequest), (422, InvalidRequest), (404, NotFound), (413, TooLarge), (418, RequestRefused)],
+)
+def test_problems_become_named_errors(client, service, problem, status, error):
+    service.instead["POST", "datasets"] = problem(status, title="Invalid points", detail="row 7 is NaN", row=7)
+    with pytest.raises(error, match="Invalid points: row 7 is NaN") as caught:
+        client.upload(POINTS)
+    assert (caught.value.status, caught.value.row, caught.value.field) == (status, 7, None)
+    assert caught.value.type == "https://pcct.dev/problems/test"
+
+
+def test_problems_name_the_field(client, service, problem):
+    service.instead["POST", "graphs"] = problem(422, title="Invalid specification", field="k")
+    with pytest.raises(InvalidRequest, match=r"^Invalid specification$") as caught:
+        client.knn(POINTS, k=0)
+    assert caught.value.field == "k"
+    assert isinstance(caught.value, ValueError)
+
+
+def test_a_store_that_is_down_is_the_service_being_unavailable(client, service):
+    document = {"title": "Store unavailable", "detail": "no answer from Redis"}
+    service.instead["POST", "graphs"] = httpx.Response(503, json=document, headers={"Retry-After": "3"})
+    with pytest.raises(ServerUnavailable, match=r"no answer from Redis.*try again shortly") as caught:
+        client.knn(POINTS, k=2)
+    assert caught.value.retry_after_s == 3.0
+
+
+def test_a_store_that_is_down_is_told_from_an_absent_dataset(client, service):
+    service.instead["HEAD", "datasets"] = httpx.Response(503)
+    with pytest.raises(ServerUnavailable):
+        client.upload(POINTS)
+    assert len(service.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (405, {"text": "<html>no</html>"}),
+        (200, {"text": "hello"}),
+        (302, {"headers": {"Location": "https://elsewhere.test"}}),
+        (201, {"json": ["a list"]}),
+    ],
+)
+def test_another_service_at_the_url_is_noticed(client, service, status, body):
+    service.instead["POST", "datasets"] = httpx.Response(status, **body)
+    with pytest.raises(BadAnswer, match="URL of a pcct service"):
+        client.upload(POINTS)
+
+
+def test_an_answer_that_describes_no_graph_is_noticed(client, service):
+    service.instead["POST", "graphs"] = httpx.Response(200, json={"state": "ready"})
+    with pytest.raises(BadAnswer, match="does not describe a graph"):
+        client.knn(POINTS, k=2)
+
+
+def test_an_array_that_is_gone_is_not_found(client, service, problem):
+    service.instead["GET", "distances"] = problem(404, title="Unknown graph")
+    with pytest.raises(NotFound):
+        client.knn(POINTS, k=2)
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://somewhere", "http://", "http://host:port"])
+def test_client_refuses_what_is_no_url(url):
+    with pytest.raises(ValueError, match=r"use one such as http://127\.0\.0\.1:8000"):
+        Client(url)
+
+
+def test_client_keeps_a_path_in_its_url(service):
+    transport = httpx.MockTransport(lambda request: httpx.Response(200, headers={"X-Path": request.url.path}))
+    seen = []
+    with Client("http://pcct.test/inner", transport=transport) as client:
+        client._http.event_hooks["response"] = [lambda response: seen.append(response.headers["X-Path"])]
+        client.upload(POINTS)
+    assert seen == [f"/inner/v1/datasets/{dataset_id(POINTS)}"]
+
+
+def test_no_server_is_said_with_url_and_fix(serve_raw):
+    with pytest.raises(ServerUnavailable, match=r"nothing answers at http://127\.0\.0\.1:1; start .*pcct up"):
+        Client("http://127.0.0.1:1").upload(POINTS)
+
+
+@pytest.mark.anyio
+async def test_no_server_is_said_with_url_and_fix_async():
+    async with AsyncClient("http://127.0.0.1:1") as client:
+        with pytest.raises(ServerUnavailable, match=r"nothing answers at http://127\.0\.0\.1:1"):
+            await client.upload(POINTS)
+
+
+def test_a_silent_server_does_not_hang_the_client(serve_raw):
+    with Client(serve_raw(None)) as client, pytest.raises(WaitTimeout, match=r"within 0\.3 s"):
+        client.upload(POINTS, timeout=0.3)
+
+
+@pytest.mark.anyio
+async def test_a_silent_server_does_not_hang_the_client_async(serve_raw):
+    async with AsyncClient(serve_raw(None)) as client:
+        with pytest.raises(WaitTimeout, match=r"within 0\.3 s"):
+            await client.upload(POINTS, timeout=0.3)
+
+
+def test_a_connection_that_breaks_says_to_call_again(serve_raw, npy):
+    cut = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + npy(POINTS)
+    with Client(serve_raw(cut)) as client, pytest.raises(ServerUnavailable, match=r"broke during POST.*call again"):
+        client.knn("d" * 64)
+
+
+def test_loopback_is_reached_past_a_proxy_in_the_environment(monkeypatch, serve_raw):
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    known = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    with Client(serve_raw(known)) as client:
+        assert client.upload(POINTS) == dataset_id(POINTS)
+
+
+def test_public_names_are_there():
+    assert all(hasattr(pcct_client, name) for name in pcct_client.__all__)
+
+
+def test_import_brings_nothing_heavy():
+    code = (
+        "import sys, pcct_client\n"
+        "heavy = {'numba', 'scipy', 'fastapi', 'pydantic', 'redis', 'pcct_core', 'worker', 'service'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
