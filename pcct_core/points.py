@@ -83,20 +83,24 @@ def check_shape(n: int, d: int, spec: GraphSpec) -> None:
         )
 
 
-def check_metric(points: Points, metric: Metric) -> None:
-    """Raise InvalidPoints naming the first row that the metric is not defined on."""
+def check_metric(points: Points, metric: Metric, first_row: int = 0) -> None:
+    """Raise InvalidPoints naming the first row that the metric is not defined on.
+
+    points: (n, d). first_row: index of points[0] in the whole array, when the caller checks it in pieces.
+    """
     if isinstance(metric, Haversine):
         for column, name, bound in ((1, "latitude", 90.0), (0, "longitude", 360.0)):
             outside = np.abs(points[:, column]) > bound
             if outside.any():
-                row = int(np.argmax(outside))
+                bad = int(np.argmax(outside))
+                row = first_row + bad
                 raise InvalidPoints(
-                    f"row {row}: {name} {points[row, column]:g} is outside [-{bound:g}, {bound:g}] degrees; "
+                    f"row {row}: {name} {points[bad, column]:g} is outside [-{bound:g}, {bound:g}] degrees; "
                     "columns are (longitude, latitude)",
                     row,
                 )
     elif isinstance(metric, Cosine):
         zero = ~points.any(axis=1)
         if zero.any():
-            row = int(np.argmax(zero))
+            row = first_row + int(np.argmax(zero))
             raise InvalidPoints(f"row {row} is all zeros; the cosine distance is not defined there", row)

@@ -1,0 +1,38 @@
+"""The HTTP application: routes in front, store and queue behind. It computes nothing and never loads the compiler."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from service.backend import Backend
+from service.problems import install_problems
+from service.routes import datasets, graphs, health, oneshot
+from service.settings import ServiceSettings
+
+_DESCRIPTION = """Exact neighbor graphs for Gaussian processes.
+
+Upload points once (`POST /v1/datasets`), ask for a graph (`POST /v1/graphs`), fetch its arrays; or do all of it in one
+request: `curl --data-binary @points.npy '…/v1/knn?k=30' -o graph.npz`. Arrays travel as `.npy`. Datasets and graphs are
+named by their content, so every request may be repeated. Errors are `application/problem+json`."""
+
+
+def create_app(settings: ServiceSettings) -> FastAPI:
+    """Return the application; it starts without the store and answers 503 until the store is there."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        backend = Backend.from_settings(settings)
+        app.state.backend = backend
+        try:
+            yield
+        finally:
+            await backend.aclose()
+
+    app = FastAPI(title="pcct", version="1", description=_DESCRIPTION, lifespan=lifespan)
+    install_problems(app)
+    for module in (datasets, graphs, oneshot, health):
+        app.include_router(module.router)
+    return app

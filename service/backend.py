@@ -1,0 +1,62 @@
+"""What every route works with: the settings, the store and the queue of this process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, TypeAlias
+
+from fastapi import Depends, Request
+
+from pcct_core.spec import GraphSpec
+from service.settings import ServiceSettings
+from worker.store import GraphRecord, Store
+from worker.tasks import Queue
+
+
+@dataclass(frozen=True)
+class Backend:
+    """Settings, store and queue; nothing here connects before it is used."""
+
+    settings: ServiceSettings
+    store: Store
+    queue: Queue
+
+    @classmethod
+    def from_settings(cls, settings: ServiceSettings) -> Backend:
+        """Return a backend with connections of its own."""
+        return cls(settings, Store.from_settings(settings), Queue.from_settings(settings))
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self.queue.aclose()
+        await self.store.aclose()
+
+    async def ask_graph(self, dataset_id: str, spec: GraphSpec, wait_s: float) -> GraphRecord | None:
+        """Ask for a graph, queue its job if it needs one, and wait for its end up to wait_s seconds.
+
+        Returns the record as it is then; None when somebody deleted it meanwhile. Raises UnknownDataset.
+        """
+        record, wanted = await self.store.request_graph(dataset_id, spec)
+        if wanted:
+            await self.queue.submit(record)
+        if wait_s <= 0:
+            return record
+        return await self.store.wait_graph(record.id, wait_s)
+
+    async def warning(self) -> str | None:
+        """Return why nothing that is queued can run now, None when it can."""
+        workers = await self.store.workers()
+        if not workers:
+            return "no worker is running, so nothing that is queued is built; start one with `pcct work`"
+        if not any(worker.warm for worker in workers):
+            return "the workers are still compiling their kernels; what is queued is built after that"
+        return None
+
+
+def backend_of(request: Request) -> Backend:
+    """Return the backend of the application that got the request."""
+    backend: Backend = request.app.state.backend
+    return backend
+
+
+InBackend: TypeAlias = Annotated[Backend, Depends(backend_of)]

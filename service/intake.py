@@ -1,0 +1,157 @@
+"""What comes in: one array into the store, bounded and all or nothing; small JSON; wishes, judged before a job."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+from types import TracebackType
+from typing import Any, Self, cast
+
+from fastapi import Request
+
+from pcct_core.errors import InvalidPoints, InvalidSpec
+from pcct_core.points import Points, check_finite, check_metric, check_shape
+from pcct_core.spec import Cosine, GraphSpec, Haversine, Metric
+from service.problems import UploadStalled
+from service.settings import ServiceSettings
+from service.wire import BodyTooLarge, Layout, npy_header, points_decoder
+from worker.store import Dataset, Store
+
+# Metrics that are not defined on every row. Where they fail is noted while the rows pass by, so that a graph that
+# cannot be is refused when it is asked for, without reading the points again.
+_PARTIAL_METRICS: tuple[Metric, ...] = (Haversine(), Cosine())
+
+_ENTRY_BYTES = 4 + 8  # an int32 neighbor and a distance, counted as float64
+
+
+def check_wish(n: int, d: int, spec: GraphSpec, settings: ServiceSettings) -> None:
+    """Raise InvalidPoints or InvalidSpec when spec does not fit n points in d dimensions, or costs too much here."""
+    check_shape(n, d, spec)
+    if spec.k > settings.max_k:
+        raise InvalidSpec(f"k is {spec.k}, this service allows k ≤ {settings.max_k}", "k")
+    size = n * spec.k * _ENTRY_BYTES
+    if size > settings.max_graph_bytes:
+        raise InvalidSpec(
+            f"k is {spec.k} for {n} points: a graph of {size} bytes, the limit is {settings.max_graph_bytes}", "k"
+        )
+
+
+def check_wish_on(dataset: Dataset, spec: GraphSpec, settings: ServiceSettings) -> None:
+    """Raise InvalidPoints or InvalidSpec when spec cannot be met on this dataset, by what its upload has noted."""
+    check_wish(dataset.n, dataset.d, spec, settings)
+    fault = dataset.facts.get("faults", {}).get(_metric_name(spec.metric))
+    if fault is not None:
+        raise InvalidPoints(fault["detail"], fault["row"])
+
+
+async def receive_points(
+    request: Request, store: Store, settings: ServiceSettings, spec: GraphSpec | None = None
+) -> tuple[Dataset, bool]:
+    """Stream the request's array into the store; return its dataset, and False when it was known already.
+
+    spec: the graph that will be asked for, where that is known: what it forbids is refused as soon as it is seen.
+    Raises InvalidPoints, InvalidSpec, WireError or UploadStalled; nothing is left behind then.
+    """
+    length = request.headers.get("content-length", "")
+    decoder = points_decoder(
+        request.headers.get("content-type"),
+        request.headers.get("content-encoding"),
+        int(length) if length.isdigit() else None,
+        request.query_params,
+        settings.limits,
+    )
+    async with _Arrival(store, settings, spec) as arrival:
+        async for piece in _pieces(request, settings.upload_idle_s):
+            for rows in decoder.feed(piece):
+                await arrival.take(rows, decoder.layout)
+        for rows in decoder.finish():
+            await arrival.take(rows, decoder.layout)
+        return await arrival.commit()
+
+
+async def receive_json(request: Request, settings: ServiceSettings) -> bytes:
+    """Return a request's body, which may have `max_request_bytes`; raises BodyTooLarge."""
+    body = bytearray()
+    async for piece in _pieces(request, settings.upload_idle_s):
+        body += piece
+        if len(body) > settings.max_request_bytes:
+            raise BodyTooLarge(f"the body of this request may have {settings.max_request_bytes} bytes")
+    return bytes(body)
+
+
+class _Arrival:
+    """One array on its way from the decoder to the store: each block of rows is judged, hashed and staged."""
+
+    def __init__(self, store: Store, settings: ServiceSettings, spec: GraphSpec | None) -> None:
+        self._store = store
+        self._settings = settings
+        self._spec = spec
+        self._layout: Layout | None = None
+        self._digest = hashlib.sha256()
+        self._rows = 0
+        self._faults: dict[str, Any] = {}
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._layout is not None:
+            await self._upload.__aexit__(kind, error, trace)
+
+    async def take(self, rows: Points, layout: Layout | None) -> None:
+        """Take the next rows; the first ones open the upload."""
+        if self._layout is None:
+            await self._open(layout)
+        check_finite(rows, self._rows)
+        self._note_faults(rows)
+        data = memoryview(cast(Any, rows)).cast("B")
+        self._digest.update(data)
+        self._rows += rows.shape[0]
+        await self._upload.write(data)
+
+    async def commit(self) -> tuple[Dataset, bool]:
+        """Make what has come a dataset, named by its content."""
+        return await self._upload.commit(self._digest.hexdigest(), {"faults": self._faults})
+
+    async def _open(self, layout: Layout | None) -> None:
+        assert layout is not None  # noqa: S101  (decoders know it before they give rows)
+        if self._spec is not None:
+            check_wish(layout.n, layout.d, self._spec, self._settings)
+        self._digest.update(npy_header(layout.dtype.name, (layout.n, layout.d)))
+        self._upload = await self._store.upload(layout.n, layout.d, layout.dtype.name).__aenter__()
+        self._layout = layout
+
+    def _note_faults(self, rows: Points) -> None:
+        for metric in _PARTIAL_METRICS:
+            name = _metric_name(metric)
+            if name in self._faults or (isinstance(metric, Haversine) and rows.shape[1] != 2):
+                continue
+            try:
+                check_metric(rows, metric, self._rows)
+            except InvalidPoints as fault:
+                if self._spec is not None and self._spec.metric == metric:
+                    raise
+                self._faults[name] = {"row": fault.row, "detail": str(fault)}
+
+
+def _metric_name(metric: Metric) -> str:
+    return str(metric.to_json()["type"])
+
+
+async def _pieces(request: Request, idle_s: float) -> AsyncIterator[bytes]:
+    """Yield the body as it arrives; raises UploadStalled when nothing has come for idle_s seconds."""
+    stream = request.stream()
+    while True:
+        try:
+            async with asyncio.timeout(idle_s):
+                piece = await anext(stream, None)
+        except TimeoutError:
+            raise UploadStalled(
+                f"nothing has come for {idle_s:g} s and the body is not complete; send it again"
+            ) from None
+        if piece is None:
+            return
+        yield piece

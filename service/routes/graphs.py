@@ -1,0 +1,242 @@
+"""/v1/graphs: asking for a graph, watching it, and reading its arrays."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal, TypeAlias
+
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pcct_core.spec import GraphSpec
+from service.answers import array_stream, stream_answer
+from service.backend import Backend, InBackend
+from service.intake import check_wish_on, receive_json
+from service.problems import GraphDeleted, GraphFailed, GraphNotReady, UnknownArray, problem_type
+from service.routes.datasets import find_dataset, is_content_id
+from service.wire import NPY, NPZ, InvalidParameter, choose_format, write_npy, write_npz
+from worker.store import TERMINAL, ArrayInfo, GraphRecord, UnknownGraph
+
+router = APIRouter(prefix="/v1/graphs", tags=["graphs"])
+
+_RETRY_AFTER_S = "1"
+
+
+class GraphRequest(BaseModel):
+    """What `POST /v1/graphs` takes. spec: see the README; everything in it but `k` has a default."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    dataset: str
+    spec: dict[str, Any]
+
+
+class GraphBody(BaseModel):
+    """A graph's state and what is known about it.
+
+    progress: {phase, done, total, eta_s} while running. error: a problem, when failed. arrays: description by name,
+    when ready. warning: why nothing happens at present.
+    """
+
+    id: str
+    state: Literal["queued", "running", "ready", "failed", "cancelled"]
+    dataset: str
+    spec: dict[str, Any]
+    progress: dict[str, Any] | None
+    certificate: dict[str, Any] | None
+    telemetry: dict[str, Any] | None
+    error: dict[str, Any] | None
+    arrays: dict[str, dict[str, Any]]
+    created: datetime
+    updated: datetime
+    warning: str | None = None
+
+
+class SliceQuery(BaseModel):
+    """Which part of an array is wanted: ?rows=a:b (from a, before b) and the ?k= nearest."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    rows: str | None = None
+    k: int | None = None
+
+
+_GRAPH_REQUEST = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": GraphRequest.model_json_schema(),
+                "example": {"dataset": "64 hex digits", "spec": {"kind": "vecchia", "k": 30, "order": "maximin"}},
+            }
+        },
+    }
+}
+_ARRAY_ANSWER: dict[int | str, dict[str, Any]] = {
+    200: {"content": {NPY: {"schema": {"type": "string", "format": "binary"}}}},
+    304: {"description": "The array named by If-None-Match is still the one"},
+}
+
+
+def _graph_id(graph_id: str) -> str:
+    if not is_content_id(graph_id):
+        raise UnknownGraph(graph_id)
+    return graph_id
+
+
+GraphId: TypeAlias = Annotated[str, Depends(_graph_id)]
+
+
+@router.post(
+    "",
+    response_model=GraphBody,
+    openapi_extra=_GRAPH_REQUEST,
+    responses={202: {"model": GraphBody, "description": "Queued or running"}},
+)
+async def request_graph(
+    request: Request, backend: InBackend, prefer: Annotated[str | None, Header()] = None
+) -> JSONResponse:
+    """Ask for a graph: 200 when it has ended (or does within `Prefer: wait=SECONDS`), else 202."""
+    body = await receive_json(request, backend.settings)
+    try:
+        wish = GraphRequest.model_validate_json(body)
+    except ValidationError as error:
+        raise RequestValidationError(error.errors()) from None
+    spec = GraphSpec.from_json(wish.spec)
+    check_wish_on(await find_dataset(wish.dataset, backend), spec, backend.settings)
+    wait_s = granted_wait(prefer, backend)
+    record = await backend.ask_graph(wish.dataset, spec, wait_s or 0.0)
+    if record is None:
+        raise GraphDeleted
+    return await graph_answer(record, backend, wait_s)
+
+
+@router.head("/{graph_id}", include_in_schema=False)
+@router.get("/{graph_id}", response_model=GraphBody)
+async def read_graph(
+    graph_id: GraphId, backend: InBackend, prefer: Annotated[str | None, Header()] = None
+) -> JSONResponse:
+    """Describe a graph; with `Prefer: wait=SECONDS` as soon as it has ended."""
+    wait_s = granted_wait(prefer, backend)
+    record = await backend.store.wait_graph(graph_id, wait_s or 0.0)
+    if record is None:
+        raise UnknownGraph(graph_id)
+    answer = await graph_answer(record, backend, wait_s)
+    answer.status_code = 200
+    return answer
+
+
+@router.delete("/{graph_id}", status_code=204)
+async def delete_graph(graph_id: GraphId, backend: InBackend) -> None:
+    """Cancel a graph's job and forget the graph."""
+    if not await backend.store.forget_graph(graph_id):
+        raise UnknownGraph(graph_id)
+
+
+@router.head("/{graph_id}/arrays", include_in_schema=False)
+@router.get(
+    "/{graph_id}/arrays",
+    responses={200: {"content": {NPZ: {"schema": {"type": "string", "format": "binary"}}}}, 304: _ARRAY_ANSWER[304]},
+)
+async def read_arrays(graph_id: GraphId, request: Request, backend: InBackend) -> Response:
+    """Return all arrays in one .npz file."""
+    choose_format(request.headers.get("accept"), (NPZ,))
+    record = await _ready(graph_id, backend)
+    etag = hashlib.sha256("".join(info.etag for info in record.arrays.values()).encode()).hexdigest()[:32]
+    streams = [array_stream(backend.store, graph_id, info) for info in record.arrays.values()]
+    return await stream_answer(request, write_npz(streams), NPZ, etag)
+
+
+@router.head("/{graph_id}/{name}", include_in_schema=False)
+@router.get("/{graph_id}/{name}", responses=_ARRAY_ANSWER)
+async def read_array(
+    graph_id: GraphId, name: str, request: Request, backend: InBackend, part: Annotated[SliceQuery, Query()]
+) -> Response:
+    """Return `neighbors`, `distances` or `order`, whole or in part, as .npy."""
+    choose_format(request.headers.get("accept"), (NPY,))
+    record = await _ready(graph_id, backend)
+    if name not in record.arrays:
+        raise UnknownArray(f"graph {graph_id} has no array {name!r}; it has {', '.join(record.arrays)}")
+    info = record.arrays[name]
+    start, stop = _row_range(part.rows, info.shape[0])
+    k = _checked_k(part.k, info)
+    stream = array_stream(backend.store, graph_id, info, start, stop, k)
+    etag = info.etag if stream.shape == info.shape else f"{info.etag}.{start}-{stop}.{k or 'all'}"
+    return await stream_answer(request, write_npy(stream), NPY, etag, stream.npy_bytes)
+
+
+async def graph_answer(record: GraphRecord, backend: Backend, wait_s: float | None = None) -> JSONResponse:
+    """Return a graph as JSON: 200 when its job has ended, else 202 with where and when to look again."""
+    done = record.state in TERMINAL
+    warning = None if done else await backend.warning()
+    headers = {"Location": f"/v1/graphs/{record.id}"}
+    if not done:
+        headers["Retry-After"] = _RETRY_AFTER_S
+    if wait_s is not None:
+        headers["Preference-Applied"] = f"wait={wait_s:g}"
+    return JSONResponse(_body(record, warning).model_dump(mode="json"), 200 if done else 202, headers)
+
+
+def granted_wait(prefer: str | None, backend: Backend) -> float | None:
+    """Return the seconds of `Prefer: wait=SECONDS`, at most `max_wait_s`; None when it does not ask."""
+    match = re.search(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,9})", prefer or "", re.ASCII | re.IGNORECASE)
+    return min(float(match[1]), backend.settings.max_wait_s) if match else None
+
+
+def _body(record: GraphRecord, warning: str | None) -> GraphBody:
+    arrays = {
+        name: {"dtype": info.dtype, "shape": list(info.shape), "href": f"/v1/graphs/{record.id}/{name}"}
+        for name, info in record.arrays.items()
+    }
+    error = record.error and {**record.error, "type": problem_type(record.error["type"])}
+    return GraphBody(
+        id=record.id,
+        state=record.state,
+        dataset=record.dataset,
+        spec=record.spec,
+        progress=record.progress,
+        certificate=record.certificate,
+        telemetry=record.telemetry,
+        error=error,
+        arrays=arrays,
+        created=datetime.fromtimestamp(record.created_s, UTC),
+        updated=datetime.fromtimestamp(record.updated_s, UTC),
+        warning=warning,
+    )
+
+
+async def _ready(graph_id: str, backend: Backend) -> GraphRecord:
+    """Return the record of a finished graph; raises UnknownGraph, GraphNotReady or GraphFailed."""
+    record = await backend.store.graph(graph_id)
+    if record is None:
+        raise UnknownGraph(graph_id)
+    if record.state == "ready":
+        return record
+    if record.state in TERMINAL:
+        raise GraphFailed(graph_id, record.state, (record.error or {}).get("detail", ""))
+    raise GraphNotReady(graph_id, record.state)
+
+
+def _row_range(text: str | None, n: int) -> tuple[int, int]:
+    """Return first and behind-last row of "a:b", "a:" or ":b"; a range that ends behind the array ends with it."""
+    if text is None:
+        return 0, n
+    match = re.fullmatch(r"(\d{0,18}):(\d{0,18})", text, re.ASCII)
+    start, stop = (int(match[1] or 0), min(int(match[2] or n), n)) if match else (0, 0)
+    if start >= stop:
+        raise InvalidParameter(f"rows is {text!r}; use rows=a:b with 0 ≤ a < b, and a < {n}", "rows")
+    return start, stop
+
+
+def _checked_k(k: int | None, info: ArrayInfo) -> int | None:
+    if k is None:
+        return None
+    if len(info.shape) < 2:
+        raise InvalidParameter(f"{info.name} has one value per row; leave out k", "k")
+    if not 1 <= k <= info.shape[1]:
+        raise InvalidParameter(f"k is {k}; this graph can be sliced to 1 ≤ k ≤ {info.shape[1]}", "k")
+    return k

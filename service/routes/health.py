@@ -1,0 +1,43 @@
+"""/livez and /readyz: is this process alive; can it do its work."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Response
+from pydantic import BaseModel
+
+from service.backend import InBackend
+from service.problems import NotReady
+
+router = APIRouter(tags=["health"])
+
+
+class ReadyBody(BaseModel):
+    """What was found: jobs that wait or run, workers alive, and how many of those have compiled kernels."""
+
+    status: str
+    jobs: int
+    workers: int
+    warm_workers: int
+
+
+@router.head("/livez", include_in_schema=False)
+@router.get("/livez")
+async def read_livez() -> dict[str, str]:
+    """Say that this process answers."""
+    return {"status": "alive"}
+
+
+@router.head("/readyz", include_in_schema=False)
+@router.get("/readyz", responses={503: {"description": "A problem that names what is missing"}})
+async def read_readyz(response: Response, backend: InBackend) -> ReadyBody:
+    """Say that the store and the queue answer and that a warm worker is there; 503 with what is missing otherwise."""
+    response.headers["Cache-Control"] = "no-store"
+    await backend.store.ping()
+    jobs = await backend.queue.depth()
+    warning = await backend.warning()
+    if warning is not None:
+        raise NotReady(warning)
+    workers = await backend.store.workers()
+    return ReadyBody(
+        status="ready", jobs=jobs, workers=len(workers), warm_workers=sum(worker.warm for worker in workers)
+    )

@@ -1,0 +1,117 @@
+"""/v1/knn and /v1/vecchia: an array in, its graph out, in one request."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from pcct_core.errors import InvalidPoints, InvalidSpec
+from pcct_core.spec import GraphSpec
+from service.answers import array_stream, stream_answer
+from service.backend import Backend, InBackend
+from service.intake import check_wish_on, receive_points
+from service.problems import BuildFailed, GraphDeleted, GraphFailed
+from service.routes.datasets import ARRAY_BODY
+from service.routes.graphs import GraphBody, graph_answer
+from service.wire import NPY, NPZ, InvalidParameter, choose_format, write_npy, write_npz
+from worker.store import TERMINAL, GraphRecord
+
+router = APIRouter(prefix="/v1", tags=["one-shot"])
+
+_ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "All arrays as .npz, or with `Accept: application/x-npy` the neighbors alone",
+        "content": {media: {"schema": {"type": "string", "format": "binary"}} for media in (NPZ, NPY)},
+    },
+    202: {"model": GraphBody, "description": "Not finished yet; it goes on, see Location"},
+}
+
+
+class KnnQuery(BaseModel):
+    """A k-NN graph as query parameters; dtype and shape describe a raw body."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    k: int = 30
+    metric: str = "euclidean"
+    lengthscale: Annotated[str | None, Field(description="One positive number, or one per dimension: 0.3,0.3,0.1")] = (
+        None
+    )
+    dtype: str | None = None
+    shape: str | None = None
+
+    def spec(self) -> GraphSpec:
+        """Return the specification; raises InvalidSpec or InvalidParameter."""
+        return GraphSpec.from_json({"kind": "knn", "k": self.k, "metric": self._metric()})
+
+    def _metric(self) -> dict[str, Any]:
+        if self.lengthscale is None:
+            return {"type": self.metric}
+        try:
+            values = [float(part) for part in self.lengthscale.split(",")]
+        except ValueError:
+            raise InvalidParameter(
+                f"lengthscale is {self.lengthscale!r}; use a number, or numbers with commas between", "lengthscale"
+            ) from None
+        return {"type": self.metric, "lengthscale": values[0] if len(values) == 1 else values}
+
+
+class VecchiaQuery(KnnQuery):
+    """A Vecchia graph as query parameters."""
+
+    order: str = "maximin"
+    seed: int = 0
+
+    def spec(self) -> GraphSpec:
+        """Return the specification; raises InvalidSpec or InvalidParameter."""
+        wish = {"kind": "vecchia", "k": self.k, "metric": self._metric(), "order": self.order, "seed": self.seed}
+        return GraphSpec.from_json(wish)
+
+
+@router.post("/knn", openapi_extra=ARRAY_BODY, responses=_ANSWERS)
+async def build_knn(request: Request, backend: InBackend, query: Annotated[KnnQuery, Query()]) -> Response:
+    """Return the exact k-nearest-neighbor graph of the array in the body."""
+    return await _build(request, backend, query.spec())
+
+
+@router.post("/vecchia", openapi_extra=ARRAY_BODY, responses=_ANSWERS)
+async def build_vecchia(request: Request, backend: InBackend, query: Annotated[VecchiaQuery, Query()]) -> Response:
+    """Return the Vecchia graph of the array in the body: row r lists the k nearest among ranks 0 … r-1."""
+    return await _build(request, backend, query.spec())
+
+
+async def _build(request: Request, backend: Backend, spec: GraphSpec) -> Response:
+    media = choose_format(request.headers.get("accept"), (NPZ, NPY))
+    dataset, _ = await receive_points(request, backend.store, backend.settings, spec)
+    check_wish_on(dataset, spec, backend.settings)
+    record = await backend.ask_graph(dataset.id, spec, backend.settings.oneshot_wait_s)
+    if record is None:
+        raise GraphDeleted
+    if record.state not in TERMINAL:
+        return await graph_answer(record, backend)
+    if record.state != "ready":
+        raise _failure(record)
+    location = f"/v1/graphs/{record.id}"
+    if media == NPY:
+        info = record.arrays["neighbors"]
+        stream = array_stream(backend.store, record.id, info)
+        return await stream_answer(
+            request, write_npy(stream), NPY, info.etag, stream.npy_bytes, location=f"{location}/neighbors"
+        )
+    streams = [array_stream(backend.store, record.id, info) for info in record.arrays.values()]
+    return await stream_answer(request, write_npz(streams), NPZ, record.id, location=f"{location}/arrays")
+
+
+def _failure(record: GraphRecord) -> Exception:
+    """Return the exception for a job that ended without a graph; what the job says of the input stays a 422."""
+    error = record.error or {}
+    detail = str(error.get("detail", ""))
+    if record.state == "cancelled":
+        return GraphFailed(record.id, "cancelled", detail)
+    if error.get("type") == "invalid-points":
+        return InvalidPoints(detail, error.get("row"))
+    if error.get("type") == "invalid-spec":
+        return InvalidSpec(detail, str(error.get("field", "spec")))
+    return BuildFailed(f"graph {record.id} failed: {detail}; ask again to try again")

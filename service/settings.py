@@ -1,0 +1,62 @@
+"""Settings of the HTTP process: `PCCT_…` environment variables, read here and in `worker.settings`, nowhere else."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from pcct_core.points import MAX_POINTS
+from service.wire import Limits
+from worker.settings import SharedSettings
+
+
+class ServiceSettings(SharedSettings):
+    """What the HTTP process needs besides the store and the queue."""
+
+    max_body_bytes: int = Field(
+        default=2 << 30, ge=1, description="Largest array that may be uploaded, bytes of numbers. Default: 2 GiB."
+    )
+    max_points: int = Field(
+        default=MAX_POINTS, ge=1, le=MAX_POINTS, description="Most rows of an uploaded array. Default: 2^31 - 2."
+    )
+    max_dimensions: int = Field(
+        default=4096, ge=1, le=1 << 20, description="Most columns of an uploaded array. Default: 4096."
+    )
+    max_fortran_bytes: int = Field(
+        default=256 << 20,
+        ge=0,
+        description="Largest upload in Fortran order, which is held in memory whole, bytes. Default: 256 MiB.",
+    )
+    max_json_bytes: int = Field(
+        default=4 << 20, ge=0, description="Largest array sent as JSON, bytes of text. Default: 4 MiB."
+    )
+    max_request_bytes: int = Field(
+        default=1 << 20, ge=1024, description="Largest body of any other request, bytes. Default: 1 MiB."
+    )
+    max_k: int = Field(default=1024, ge=1, description="Most neighbors per row of a graph. Default: 1024.")
+    max_graph_bytes: int = Field(
+        default=16 << 30,
+        ge=1,
+        description="Largest graph that may be asked for, bytes of neighbors and distances. Default: 16 GiB.",
+    )
+    upload_idle_s: float = Field(
+        default=60.0, gt=0, description="Longest pause inside an upload before it is given up, seconds. Default: 60."
+    )
+    max_wait_s: float = Field(
+        default=30.0, ge=0, description="Longest wait that `Prefer: wait=` is granted, seconds. Default: 30."
+    )
+    oneshot_wait_s: float = Field(
+        default=300.0,
+        ge=0,
+        description="How long a one-shot request waits for its graph before it answers 202, seconds. Default: 300.",
+    )
+
+    @property
+    def limits(self) -> Limits:
+        """What an uploaded array may cost."""
+        return Limits(
+            max_body_bytes=self.max_body_bytes,
+            max_points=self.max_points,
+            max_dimensions=self.max_dimensions,
+            max_fortran_bytes=self.max_fortran_bytes,
+            max_json_bytes=self.max_json_bytes,
+        )

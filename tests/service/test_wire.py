@@ -1,0 +1,263 @@
+import hashlib
+import io
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pcct_core.errors import InvalidPoints
+from service import wire
+
+LIMITS = wire.Limits(
+    max_body_bytes=1 << 20, max_points=10_000, max_dimensions=100, max_fortran_bytes=1 << 16, max_json_bytes=1 << 12
+)
+POINTS = np.arange(60.0).reshape(20, 3)
+
+
+def npy(array: np.ndarray, version: tuple[int, int] | None = None) -> bytes:
+    out = io.BytesIO()
+    np.lib.format.write_array(out, array, version=version)
+    return out.getvalue()
+
+
+def decode(body: bytes, media: str | None = wire.NPY, *, step: int = 1 << 16, length: int | None = None, **query: str):
+    decoder = wire.points_decoder(media, None, length, query, LIMITS)
+    blocks = [rows for start in range(0, len(body), step) for rows in decoder.feed(body[start : start + step])]
+    return np.concatenate([*blocks, *decoder.finish()])
+
+
+def header(text: str, version: int = 1) -> bytes:
+    raw = text.encode()
+    return wire.NPY_MAGIC + bytes([version, 0]) + len(raw).to_bytes(2 if version == 1 else 4, "little") + raw
+
+
+@pytest.mark.parametrize("dtype", ["<f4", "<f8", ">f4", ">f8"])
+@pytest.mark.parametrize("fortran", [False, True])
+@pytest.mark.parametrize("version", [(1, 0), (2, 0), (3, 0)])
+@pytest.mark.parametrize("step", [1, 7, 1 << 16])
+def test_npy_decoder_reads_every_encoding_of_an_array(dtype, fortran, version, step):
+    array = np.asarray(POINTS, dtype, order="F" if fortran else "C")
+    with warnings.catch_warnings(action="ignore"):  # NumPy warns that an unusual version was asked for
+        body = npy(array, version)
+    got = decode(body, step=step)
+    assert got.dtype == np.dtype(dtype).newbyteorder("<")
+    np.testing.assert_array_equal(got, POINTS)
+
+
+@given(
+    n=st.integers(1, 40),
+    d=st.integers(1, 9),
+    step=st.integers(1, 4096),
+    fortran=st.booleans(),
+    kind=st.sampled_from(["<f4", ">f8"]),
+)
+def test_decoder_does_not_depend_on_the_pieces(n, d, step, fortran, kind):
+    array = np.asarray(np.random.default_rng(n).random((n, d)), kind, order="F" if fortran else "C")
+    body = npy(array)
+    np.testing.assert_array_equal(decode(body, step=step, length=len(body)), array)
+
+
+def test_decoder_gives_rows_in_blocks_before_the_body_ends():
+    big = np.zeros((9_000, 10))
+    decoder = wire.points_decoder(wire.NPY, None, None, {}, LIMITS._replace(max_body_bytes=1 << 30))
+    body = npy(np.tile(big, (1, 10)))
+    sizes = [rows.nbytes for start in range(0, len(body), 65536) for rows in decoder.feed(body[start : start + 65536])]
+    assert len(sizes) >= 6
+    assert max(sizes) < 1_200_000
+
+
+@pytest.mark.parametrize("media", [None, "", "application/x-www-form-urlencoded", "application/octet-stream"])
+def test_undeclared_npy_is_recognised(media):
+    np.testing.assert_array_equal(decode(npy(POINTS), media, step=3), POINTS)
+
+
+def test_undeclared_json_is_recognised():
+    np.testing.assert_array_equal(decode(b"[[1,2],[3,4.5]]", "application/x-www-form-urlencoded"), [[1, 2], [3, 4.5]])
+
+
+@pytest.mark.parametrize("media", [None, wire.RAW])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_raw_numbers_need_dtype_and_shape(media, dtype):
+    got = decode(POINTS.astype(dtype).tobytes(), media, dtype=dtype, shape="20,3")
+    assert got.dtype == dtype
+    np.testing.assert_array_equal(got, POINTS)
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        ({"dtype": "int32", "shape": "20,3"}, "dtype"),
+        ({"shape": "20,3"}, "dtype"),
+        ({"dtype": "float32"}, "shape"),
+        ({"dtype": "float32", "shape": "20,x"}, "shape"),
+        ({"dtype": "float32", "shape": "-1,3"}, "shape"),
+    ],
+)
+def test_raw_parameters_are_named_when_wrong(query, field):
+    with pytest.raises(wire.InvalidParameter) as caught:
+        decode(b"", wire.RAW, **query)
+    assert caught.value.field == field
+
+
+DICT = "{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}}}"
+
+
+@pytest.mark.parametrize(
+    ("body", "error", "words"),
+    [
+        (b"", wire.MalformedArray, "empty"),
+        (b"\x93NUMPY", wire.WrongLength, "inside its .npy header"),
+        (npy(POINTS)[:50], wire.WrongLength, "inside its .npy header"),
+        (b"lon,lat\n1,2\n", wire.MalformedArray, "not a .npy file"),
+        (b"\x93NUMPY\x09\x00", wire.MalformedArray, "9.0"),
+        (header("x" * 5000), wire.MalformedArray, "5000 bytes"),
+        (header("[" * 3000), wire.MalformedArray, "cannot be read"),
+        (header("__import__('os')"), wire.MalformedArray, "cannot be read"),
+        (header("{'descr': '<f8'}"), wire.MalformedArray, "must hold"),
+        (header(DICT.format(descr="'<f8'", shape="[2, 2]")), wire.MalformedArray, "shape"),
+        (header(DICT.format(descr="'<f8'", shape="(True, 2)")), wire.MalformedArray, "shape"),
+        (header(DICT.format(descr="'|O'", shape="(2, 2)")), InvalidPoints, "never read"),
+        (header(DICT.format(descr="'<i8'", shape="(2, 2)")), InvalidPoints, "astype"),
+        (header(DICT.format(descr="'<f2'", shape="(2, 2)")), InvalidPoints, "astype"),
+        (header(DICT.format(descr="[('x', '<f8')]", shape="(2, 2)")), InvalidPoints, "astype"),
+        (header(DICT.format(descr="'<f8'", shape="(7,)")), InvalidPoints, r"reshape\(-1, 1\)"),
+        (header(DICT.format(descr="'<f8'", shape="(7, 2, 2)")), InvalidPoints, r"expected \(n, d\)"),
+        (header(DICT.format(descr="'<f8'", shape="(0, 2)")), InvalidPoints, "at least one row"),
+        (header(DICT.format(descr="'<f8'", shape="(2, 0)")), InvalidPoints, "at least one row"),
+        (header(DICT.format(descr="'<f8'", shape="(-5, 2)")), InvalidPoints, "at least one row"),
+        (header(DICT.format(descr="'<f8'", shape="(10**30, 2)")), wire.MalformedArray, "cannot be read"),
+        (header(DICT.format(descr="'<f8'", shape=f"({10**30}, 2)")), wire.BodyTooLarge, "limit"),
+        (header(DICT.format(descr="'<f4'", shape="(10001, 1)")), wire.BodyTooLarge, "10001 points"),
+        (header(DICT.format(descr="'<f4'", shape="(2, 101)")), wire.BodyTooLarge, "101 columns"),
+        (npy(np.asfortranarray(np.zeros((9000, 2)))), wire.BodyTooLarge, "ascontiguousarray"),
+        (npy(POINTS)[:-1], wire.WrongLength, "cut short"),
+        (npy(POINTS) + b"\n", wire.WrongLength, "goes on"),
+        (npy(np.asfortranarray(POINTS))[:-1], wire.WrongLength, "cut short"),
+        (npy(np.asfortranarray(POINTS)) + b"1", wire.WrongLength, "goes on"),
+    ],
+)
+def test_npy_decoder_names_the_fault(body, error, words):
+    with pytest.raises(error, match=words):
+        decode(body)
+
+
+def test_npy_decoder_never_unpickles():
+    body = io.BytesIO()
+    np.save(body, np.array([[object()]], dtype=object), allow_pickle=True)
+    with pytest.raises(InvalidPoints, match="pickle"):
+        decode(body.getvalue())
+
+
+@pytest.mark.parametrize(("extra", "words"), [(-8, "cut short"), (8, "goes on")])
+def test_content_length_is_judged_when_the_header_is_known(extra, words):
+    body = npy(POINTS)
+    decoder = wire.points_decoder(wire.NPY, None, len(body) + extra, {}, LIMITS)
+    with pytest.raises(wire.WrongLength, match=words):
+        list(decoder.feed(body[:128]))
+
+
+def test_content_length_over_the_limit_is_refused_before_the_body():
+    with pytest.raises(wire.BodyTooLarge, match="limit"):
+        wire.points_decoder(wire.NPY, None, 1 << 30, {}, LIMITS)
+
+
+@pytest.mark.parametrize("media", ["text/csv", "text/plain; charset=utf-8", "multipart/form-data; boundary=x"])
+def test_other_types_are_refused_with_what_to_send(media):
+    with pytest.raises(wire.UnsupportedBody, match="--data-binary"):
+        wire.points_decoder(media, None, None, {}, LIMITS)
+
+
+def test_compressed_bodies_are_refused():
+    with pytest.raises(wire.UnsupportedBody, match="gzip"):
+        wire.points_decoder(wire.NPY, "gzip", None, {}, LIMITS)
+
+
+def test_undeclared_text_is_refused_with_what_to_send():
+    with pytest.raises(wire.UnsupportedBody, match="--data-binary"):
+        decode(b"lon,lat\n", "application/x-www-form-urlencoded")
+
+
+@pytest.mark.parametrize(
+    ("body", "error", "words"),
+    [
+        (b"", wire.MalformedArray, "not JSON"),
+        (b"{", wire.MalformedArray, "not JSON"),
+        (b"[" * 4000, wire.MalformedArray, "not JSON"),
+        (b'{"a": 1}', wire.MalformedArray, "not a list"),
+        (b"[]", InvalidPoints, "at least one row"),
+        (b"[[]]", InvalidPoints, "at least one row"),
+        (b"[1, 2]", InvalidPoints, "row 0"),
+        (b"[[1], [1, 2]]", InvalidPoints, "row 1 has 2"),
+        (b"[[1], [[2]]]", InvalidPoints, "row 1"),
+        (b'[[1], ["2"]]', InvalidPoints, "row 1"),
+        (b"[[1], [null]]", InvalidPoints, "row 1"),
+        (b"[[1], [true]]", InvalidPoints, "row 1"),
+        (b"[[1" + b"0" * 400 + b"]]", InvalidPoints, "too large"),
+        (b"[[1]]" + b" " * 5000, wire.BodyTooLarge, "as the whole body"),
+    ],
+)
+def test_json_decoder_names_the_fault(body, error, words):
+    with pytest.raises(error, match=words):
+        decode(body, wire.JSON)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int32", "int64"])
+@pytest.mark.parametrize("shape", [(1, 1), (20, 3), (2**31 - 2, 16384), (7,), (1234567,)])
+def test_npy_header_is_what_np_save_writes(dtype, shape):
+    out = io.BytesIO()
+    fields = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(out, fields)
+    assert wire.npy_header(dtype, shape) == out.getvalue()
+
+
+def stream(name: str, array: np.ndarray) -> wire.ArrayStream:
+    async def rows():
+        for start in range(0, len(array), 3):
+            yield array[start : start + 3].tobytes()
+
+    return wire.ArrayStream(name, array.dtype.name, array.shape, rows())
+
+
+@pytest.mark.anyio
+async def test_write_npy_is_the_file_that_np_save_writes():
+    body = b"".join([piece async for piece in wire.write_npy(stream("x", POINTS))])
+    assert hashlib.sha256(body).digest() == hashlib.sha256(npy(POINTS)).digest()
+
+
+@pytest.mark.anyio
+async def test_write_npz_is_read_by_numpy_and_deterministic():
+    arrays = {"neighbors": np.arange(12, dtype=np.int32).reshape(4, 3), "order": np.arange(4)}
+    first, second = [
+        b"".join([piece async for piece in wire.write_npz(stream(name, array) for name, array in arrays.items())])
+        for _ in range(2)
+    ]
+    assert first == second
+    with np.load(io.BytesIO(first), allow_pickle=False) as got:
+        assert got.files == list(arrays)
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(got[name], array)
+            assert got[name].dtype == array.dtype
+
+
+@pytest.mark.parametrize(
+    ("accept", "chosen"),
+    [
+        (None, wire.NPZ),
+        ("*/*", wire.NPZ),
+        ("application/*", wire.NPZ),
+        (wire.NPY, wire.NPY),
+        (f"{wire.NPZ};q=0.1, {wire.NPY}", wire.NPY),
+        (f"text/html, {wire.NPY};q=0.5, */*;q=0.1", wire.NPY),
+        (f"{wire.NPZ};q=0, */*", wire.NPY),
+    ],
+)
+def test_choose_format_follows_accept(accept, chosen):
+    assert wire.choose_format(accept, (wire.NPZ, wire.NPY)) == chosen
+
+
+@pytest.mark.parametrize("accept", ["text/html", f"{wire.NPY};q=0", "nonsense", "*/*;q=x"])
+def test_choose_format_refuses_what_it_cannot_write(accept):
+    with pytest.raises(wire.NothingAcceptable, match=r"application/x-npy"):
+        wire.choose_format(accept, (wire.NPY,))
