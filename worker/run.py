@@ -182,7 +182,9 @@ class _BuildThread:
         self.cancel = threading.Event()
         self._latest: tuple[str, int, int] | None = None
         self._phase: tuple[str, float] = ("", 0.0)
-        self._call = lambda: build(points, spec, progress=self._note, cancel=self.cancel, threads=threads)
+        self._call: Callable[[], Graph] = partial(
+            build, points, spec, progress=self._note, cancel=self.cancel, threads=threads
+        )
         threading.Thread(target=self._run, name="pcct build", daemon=True).start()
 
     def progress(self) -> dict[str, Any] | None:

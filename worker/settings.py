@@ -18,12 +18,6 @@ def default_data_dir() -> Path:
     return (Path(base) if base.startswith("/") else Path.home() / ".local" / "share") / "pcct"
 
 
-def default_runtime_dir() -> Path:
-    """Return the short, private directory that holds sockets: `$XDG_RUNTIME_DIR/pcct`, or `/tmp/pcct-UID`."""
-    base = os.environ.get("XDG_RUNTIME_DIR", "")
-    return Path(base) / "pcct" if base.startswith("/") else Path(f"/tmp/pcct-{os.getuid()}")  # noqa: S108
-
-
 class SharedSettings(BaseSettings):
     """What the API and the worker both need to meet at the same store and queue."""
 
@@ -61,6 +55,11 @@ class SharedSettings(BaseSettings):
     log_format: Literal["console", "json"] = Field(
         default="console", description="Plain lines, or one JSON object each."
     )
+
+    def to_environment(self) -> dict[str, str]:
+        """Return this process's environment with the settings that were given explicitly, for a child process."""
+        values = self.model_dump(mode="json", exclude_unset=True, exclude_none=True)
+        return dict(os.environ) | {f"PCCT_{name.upper()}": str(value) for name, value in values.items()}
 
     @property
     def store_url(self) -> str:
