@@ -214,7 +214,8 @@ def ready_record(
     while record["state"] in _PENDING:
         if progress is not None:
             progress(record["state"], record.get("progress") or {})
-        subject = f"the graph {record['id'][:12]}…, now {record['state']},"
+        warning = f" ({record['warning']})" if record.get("warning") else ""
+        subject = f"the graph {record['id'][:12]}…, now {record['state']}{warning},"
         deadline.check(subject, record["id"])
         if time.monotonic() - asked < wait_s / 2:
             yield Pause(deadline.left_s(POLL_PAUSE_S))
@@ -277,9 +278,12 @@ def _described(record: dict[str, Any]) -> dict[str, Any]:
     return record
 
 
-def _build_failed(record: dict[str, Any]) -> BuildFailed:
+def _build_failed(record: dict[str, Any]) -> Exception:
     error = record.get("error")
     problem = error if isinstance(error, dict) else {"detail": error}
+    if str(problem.get("type")).rpartition("/")[2] in ("invalid-points", "invalid-spec"):
+        # Found by the worker instead of the door: the same fault, so the same error.
+        return refusal(422, problem)
     reason = problem.get("detail") or problem.get("title") or "no reason given"
     fix = "ask again to start it anew" if record["state"] == "cancelled" else "the service's log has the details"
     message = f"the build of graph {record['id'][:12]}… was {record['state']}: {reason}; {fix}"

@@ -36,6 +36,7 @@ class FakeService:
         self.requests = []
         self.states = ["ready"]
         self.error = None
+        self.warning = None
         self.documents = []
         self.arrays = {
             "neighbors": np.array([[-1, -1], [0, -1], [1, 0]], np.int32),
@@ -58,6 +59,7 @@ class FakeService:
             "certificate": {"method": "tree", "dtype": "float64", "exact": True} if state == "ready" else None,
             "telemetry": {"seconds": {"search": 100.0}, "counts": {}} if state == "ready" else None,
             "error": self.error,
+            "warning": self.warning,
         }
         return httpx.Response(200 if state == "ready" else 202, json=record)
 

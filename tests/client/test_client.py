@@ -118,6 +118,26 @@ def test_graph_says_why_a_build_failed(client, service, state, words):
     assert caught.value.problem["title"] == "Out of memory"
 
 
+def test_graph_tells_points_that_the_worker_refused_from_a_build_that_failed(client, service):
+    service.states = ["failed"]
+    service.error = {
+        "type": "/problems/invalid-points",
+        "title": "Bad points",
+        "detail": "row 7: latitude 91",
+        "row": 7,
+    }
+    with pytest.raises(InvalidRequest, match="row 7: latitude 91") as caught:
+        client.knn(POINTS, k=2, metric="haversine")
+    assert caught.value.row == 7
+
+
+def test_graph_says_at_the_timeout_why_nothing_happens(client, service):
+    service.states = ["queued"]
+    service.warning = "no worker is running"
+    with pytest.raises(WaitTimeout, match=r"now queued \(no worker is running\), did not come within 0\.3 s"):
+        client.knn(POINTS, k=2, timeout=0.3)
+
+
 @pytest.mark.parametrize(
     ("status", "error"),
     [(400, InvalidRequest), (422, InvalidRequest), (404, NotFound), (413, TooLarge), (418, RequestRefused)],
