@@ -6,6 +6,11 @@ problems   exception -> problem+json, one table
 intake     one uploaded body into the store, bounded and all or nothing
 app        create_app(settings): the routes, with the store and the queue behind them
 routes/    one module per resource
+serve      the API process
 embedded   supervisor of the embedded Valkey
+lifeline   ends children with their parent, however that dies
+processes  child processes, watched and started again
+up         store, API and workers as one process tree
+local      a graph from file to file, without a server
 cli        the pcct command
 """

@@ -47,6 +47,11 @@ class EmbeddedStore:
         self._child: Child | None = None
 
     @property
+    def data_dir(self) -> Path:
+        """Where its files lie, absolute."""
+        return self._data_dir
+
+    @property
     def url(self) -> str:
         """Where clients connect."""
         return f"unix://{self._socket}"

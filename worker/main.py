@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from typing import NoReturn
 
 import numpy as np
 import structlog
@@ -31,16 +32,12 @@ def run_worker(
     settings: WorkerSettings,
     *,
     load_build: Callable[[], Build] | None = None,
-    follow_parent: Callable[[], None] | None = None,
-) -> int:
-    """Work until SIGTERM or SIGINT; return the exit status.
+) -> NoReturn:
+    """Work until SIGTERM or SIGINT, then end this process.
 
-    load_build:    returns what builds graphs; None for the core, loaded and warmed.
-    follow_parent: called once at the start, to end this process with its parent.
+    load_build: returns what builds graphs; None for the core, loaded and warmed.
     """
     configure_logs(settings)
-    if follow_parent is not None:
-        follow_parent()
     status = asyncio.run(_work(settings, load_build or load_warm_build))
     # A build that was left behind may still run compiled code, which must not meet a dying interpreter.
     os._exit(status)

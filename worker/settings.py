@@ -21,7 +21,7 @@ def default_data_dir() -> Path:
 class SharedSettings(BaseSettings):
     """What the API and the worker both need to meet at the same store and queue."""
 
-    model_config = SettingsConfigDict(env_prefix="PCCT_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="PCCT_", extra="ignore", env_ignore_empty=True, frozen=True)
 
     redis_url: str | None = Field(
         default=None,

@@ -1,0 +1,167 @@
+"""The `pcct` command. Exit status: 0 done, 1 failed, 2 wrong usage or bad input; never a traceback for the user.
+
+Everything heavy is imported by the command that needs it, so `pcct --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from pcct_core.spec import GraphSpec
+
+app = typer.Typer(
+    name="pcct",
+    help="Exact neighbor graphs for Gaussian processes: k-NN and Vecchia graphs, as a service or from a file.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_Host = Annotated[str, typer.Option(help="Address to listen on.")]
+_Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 for any free one.")]
+_LifelineFd = Annotated[int | None, typer.Option(hidden=True)]
+
+
+@app.command()
+def up(
+    host: _Host = "127.0.0.1",
+    port: _Port = 8000,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Where the embedded store keeps its files.", show_default="~/.local/share/pcct")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Number of worker processes.")] = 1,
+) -> None:
+    """Run everything here: store (unless PCCT_REDIS_URL names one), API and workers, until Ctrl-C."""
+    from service.up import run_up
+    from worker.settings import WorkerSettings
+
+    settings = WorkerSettings() if data_dir is None else WorkerSettings(data_dir=data_dir)
+    run_up(settings, host, port, workers)
+
+
+@app.command()
+def serve(
+    host: _Host = "127.0.0.1",
+    port: _Port = 8000,
+    listen_fd: Annotated[int | None, typer.Option(hidden=True)] = None,
+    lifeline_fd: _LifelineFd = None,
+) -> None:
+    """Run the API alone, on the store that PCCT_REDIS_URL names."""
+    from service.serve import run_api
+    from service.settings import ServiceSettings
+
+    run_api(ServiceSettings(), host, port, listen_fd=listen_fd, lifeline_fd=lifeline_fd)
+
+
+@app.command()
+def work(lifeline_fd: _LifelineFd = None) -> None:
+    """Run one worker, on the store that PCCT_REDIS_URL names."""
+    from service import lifeline
+    from worker.main import run_worker
+    from worker.settings import WorkerSettings
+
+    settings = WorkerSettings()
+    if lifeline_fd is not None:
+        lifeline.follow(lifeline_fd)
+    run_worker(settings)
+
+
+@app.command()
+def graph(
+    points: Annotated[Path, typer.Argument(help="Points as .npy: (n, d) numbers.", metavar="POINTS.npy")],
+    k: Annotated[int, typer.Option("-k", help="Neighbors per point.")] = 30,
+    kind: Annotated[str, typer.Option(help="knn or vecchia.")] = "knn",
+    metric: Annotated[str, typer.Option(help="euclidean, haversine (longitude, latitude in degrees) or cosine.")] = (
+        "euclidean"
+    ),
+    order: Annotated[str, typer.Option(help="Vecchia order: maximin, hilbert, random, coordinate, given.")] = "maximin",
+    seed: Annotated[int, typer.Option(help="Seed of the random order.")] = 0,
+    lengthscale: Annotated[
+        str | None, typer.Option(help="Euclidean lengthscale: one number, or one per dimension as 0.3,0.3,0.1.")
+    ] = None,
+    output: Annotated[Path, typer.Option("-o", "--output", help="File to write, .npz.")] = Path("graph.npz"),
+) -> None:
+    """Build a graph from a file, without a server."""
+    from service.local import build_file
+
+    spec = _read_spec(kind=kind, k=k, metric=metric, order=order, seed=seed, lengthscale=lengthscale)
+    print(build_file(points, spec, output))
+
+
+def _read_spec(*, metric: str, lengthscale: str | None, **fields: Any) -> GraphSpec:
+    from pcct_core.errors import InvalidSpec
+    from pcct_core.spec import GraphSpec
+
+    description: dict[str, Any] = {"type": metric}
+    if lengthscale is not None:
+        try:
+            values = [float(part) for part in lengthscale.split(",")]
+        except ValueError:
+            raise InvalidSpec(
+                f"lengthscale {lengthscale!r} is not a number or a list such as 0.3,0.3,0.1", "metric.lengthscale"
+            ) from None
+        description["lengthscale"] = values if len(values) > 1 else values[0]
+    return GraphSpec.from_json({**fields, "metric": description})
+
+
+def main() -> NoReturn:
+    """Run the command line and exit with its status."""
+    try:
+        status = app(standalone_mode=False)
+    except KeyboardInterrupt:
+        _fail("interrupted", 1)
+    except BrokenPipeError:
+        # The reader of our output has gone, as in `pcct graph … | head`; nobody is left to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        _fail(*_describe(error))
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _describe(error: Exception) -> tuple[str, int]:
+    """Return the line and the exit status for an error."""
+    usage = getattr(error, "format_message", None)  # Typer's own, whichever Click it is built on
+    if usage is not None:
+        return f"{usage().rstrip('.')}; see pcct --help", 2
+    if isinstance(error, typer.Abort):
+        return "interrupted", 1
+    from pcct_core.errors import InvalidInput, PcctError
+
+    if isinstance(error, InvalidInput):
+        return str(error), 2
+    if isinstance(error, PcctError):
+        return str(error), 1
+    if isinstance(error, MemoryError):
+        return "out of memory; use fewer points or a smaller k", 1
+    setting = _wrong_setting(error)
+    if setting is not None:
+        return setting, 2
+    return f"failed: {type(error).__name__}: {error}", 1
+
+
+def _wrong_setting(error: Exception) -> str | None:
+    """Return the line for a PCCT_… variable that cannot be read, or None for another error."""
+    from pydantic import ValidationError
+
+    if not isinstance(error, ValidationError):
+        return None
+    first = error.errors()[0]
+    return f"PCCT_{'_'.join(map(str, first['loc'])).upper()}={first['input']!r}: {first['msg']}"
+
+
+def _fail(line: str, status: int) -> NoReturn:
+    print(f"pcct: {' '.join(line.split())}", file=sys.stderr)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""The API process: uvicorn around the application."""
+
+from __future__ import annotations
+
+import signal
+import socket
+
+import uvicorn
+
+from service import lifeline
+from service.app import create_app
+from service.settings import ServiceSettings
+from service.up import open_listener
+from worker.logs import configure_logs
+
+_CLOSE_S = 3  # open requests, such as long polls, get this long when the process stops
+
+
+def run_api(
+    settings: ServiceSettings, host: str, port: int, *, listen_fd: int | None = None, lifeline_fd: int | None = None
+) -> None:
+    """Serve until SIGTERM or SIGINT; raises UpError when the address cannot be had.
+
+    listen_fd: a listening socket handed down, instead of host and port. lifeline_fd: the parent's pipe, if any.
+    """
+    configure_logs(settings)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # uvicorn handles both, then raises them again for the handler from before: one that lets us exit with 0.
+        signal.signal(number, lambda *_: None)
+    if lifeline_fd is not None:
+        lifeline.follow(lifeline_fd)
+    listener = open_listener(host, port) if listen_fd is None else socket.socket(fileno=listen_fd)
+    if listen_fd is None:
+        print(f"pcct serves http://{host}:{listener.getsockname()[1]}", flush=True)
+    config = uvicorn.Config(
+        create_app(settings),
+        log_config=None,
+        log_level=settings.log_level if settings.log_level != "info" else "warning",
+        access_log=settings.log_level == "debug",
+        timeout_graceful_shutdown=_CLOSE_S,
+    )
+    uvicorn.Server(config).run(sockets=[listener])

@@ -1,0 +1,201 @@
+"""`pcct up`: the embedded store, the API and the workers as one process tree that starts, stays and stops together."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import FrameType
+from typing import NoReturn
+from urllib.parse import urlsplit, urlunsplit
+
+from pcct_core.errors import PcctError
+from service.embedded import EmbeddedStore
+from service.processes import Child, Lifeline
+from worker.settings import WorkerSettings
+
+_LOOK_S = 0.05
+_PROBE_S = 0.1
+_PROBE_TIMEOUT_S = 5.0
+_EXPLAIN_S = 5.0  # a start that takes longer says what it waits for
+_MOST_FAILURES = 5  # before the first readiness; afterwards children are started again for ever
+_STOP_S = 15.0
+
+
+class UpError(PcctError):
+    """The service cannot be started; the message says why and what to do."""
+
+
+class _StopRequested(BaseException):
+    """SIGTERM or SIGINT has arrived."""
+
+
+def run_up(settings: WorkerSettings, host: str, port: int, workers: int) -> None:
+    """Run everything until SIGTERM or SIGINT; raises UpError or EmbeddedStoreError when it cannot be started.
+
+    port: 0 for any free one. workers: number of worker processes.
+    """
+    lifeline = Lifeline()
+    tree: _Tree | None = None
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _request_stop)
+    try:
+        with open_listener(host, port) as listener:
+            tree = _start(settings, listener, lifeline, workers)
+            _say(f"pcct keeps its data in {tree.home}")
+            _stay(tree, host, listener.getsockname()[1])
+    except _StopRequested:
+        pass
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+        if tree is not None:
+            tree.stop()
+        # Ends whatever was started before a signal cut the start short.
+        lifeline.close()
+
+
+def open_listener(host: str, port: int) -> socket.socket:
+    """Return a listening socket; raises UpError when the address cannot be had.
+
+    It listens before the API runs, so its port is known at once and early requests wait instead of failing.
+    """
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except OSError as error:
+        raise UpError(f"{host} is not an address of this machine ({error.strerror}); choose another --host") from error
+    listener = socket.socket(family, kind)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        raise UpError(
+            f"cannot listen on {host}:{port} ({error.strerror}); choose another --port, or 0 for any free one"
+        ) from error
+    return listener
+
+
+@dataclass
+class _Tree:
+    """All that runs. home: where the data lies, for people."""
+
+    store: EmbeddedStore | None
+    children: Sequence[Child]
+    home: str
+
+    def look_after(self) -> None:
+        """Start again whatever has died, and say so."""
+        lines = [child.look_after() for child in self.children]
+        lines.append(self.store.look_after() if self.store is not None else None)
+        for line in lines:
+            if line is not None:
+                _warn(line)
+
+    def stop(self) -> None:
+        """Stop API and workers first: they still write to the store."""
+        for child in self.children:
+            child.stop()
+        for child in self.children:
+            child.join(_STOP_S)
+        if self.store is not None:
+            self.store.stop()
+
+
+def _start(settings: WorkerSettings, listener: socket.socket, lifeline: Lifeline, workers: int) -> _Tree:
+    store: EmbeddedStore | None = None
+    home = _without_password(settings.store_url)
+    if settings.redis_url is None:
+        store = EmbeddedStore(settings.data_dir, lifeline)
+        store.start()
+        settings = settings.model_copy(update={"redis_url": store.url})
+        home = str(store.data_dir)
+    environment = settings.to_environment()
+
+    def child(name: str, arguments: list[str], fds: tuple[int, ...]) -> Child:
+        command = [sys.executable, "-m", "service.cli", *arguments, "--lifeline-fd", str(lifeline.fd)]
+        return Child(name, command, environment, (lifeline.fd, *fds))
+
+    children = [child("API", ["serve", "--listen-fd", str(listener.fileno())], (listener.fileno(),))]
+    children += [child(f"worker {number}", ["work"], ()) for number in range(1, workers + 1)]
+    tree = _Tree(store, children, home)
+    try:
+        for process in children:
+            process.start()
+    except BaseException:
+        tree.stop()
+        raise
+    return tree
+
+
+def _stay(tree: _Tree, host: str, port: int) -> NoReturn:
+    """Look after the tree for ever, and say once when it is ready."""
+    probe: Callable[[], bool] | None = _Probe(_reachable(host), port)
+    while True:
+        tree.look_after()
+        if probe is not None:
+            if any(child.failures >= _MOST_FAILURES for child in tree.children):
+                raise UpError("the service does not start; the lines above say why")
+            if probe():
+                _say(f"pcct ready at http://{f'[{host}]' if ':' in host else host}:{port}")
+                probe = None
+        time.sleep(_LOOK_S if probe is None else _PROBE_S)
+
+
+class _Probe:
+    """Asks /readyz, and explains a start that takes long."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._host, self._port = host, port
+        self._explain_at = time.monotonic() + _EXPLAIN_S
+        self._told = ""
+
+    def __call__(self) -> bool:
+        """Return True once the service is ready."""
+        status, detail = self._ask()
+        if status != 200 and detail not in ("", self._told) and time.monotonic() > self._explain_at:
+            self._told = detail
+            _warn(f"not ready yet: {detail}")
+        return status == 200
+
+    def _ask(self) -> tuple[int, str]:
+        connection = http.client.HTTPConnection(self._host, self._port, timeout=_PROBE_TIMEOUT_S)
+        try:
+            connection.request("GET", "/readyz")
+            response = connection.getresponse()
+            body = response.read()
+            return response.status, str(json.loads(body).get("detail", ""))
+        except (OSError, http.client.HTTPException, ValueError):
+            return 0, ""
+        finally:
+            connection.close()
+
+
+def _reachable(host: str) -> str:
+    """Return the address under which we ourselves reach a server that listens on `host`."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)  # noqa: S104
+
+
+def _without_password(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.password is None:
+        return url
+    return urlunsplit(parts._replace(netloc=f"…@{parts.netloc.rpartition('@')[2]}"))
+
+
+def _request_stop(number: int, frame: FrameType | None) -> NoReturn:
+    raise _StopRequested
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _warn(line: str) -> None:
+    print(f"pcct: {line}", file=sys.stderr, flush=True)
