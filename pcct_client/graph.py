@@ -23,7 +23,7 @@ class Graph:
     certificate: what was measured about the graph's exactness.
     telemetry:   the service's record of the build.
     timings:     wall seconds of this call: "upload", "queue" (waited before the build), "build" (waited while it ran),
-                 "download". A graph that was there already took none of "queue" and "build".
+                 "download". A graph that was there already takes next to none of "queue" and "build".
     """
 
     neighbors: NDArray[np.int32]

@@ -1,6 +1,7 @@
 """What `make demo` runs: starts the service, asks it for the Vecchia graph of real places, checks it and draws it.
 
-Leaves nothing running, however it ends. Exit status 0 when the graph is there and right, else 1 and one line why.
+Leaves nothing running, also when it fails or is interrupted. Exit status 0 when the graph is there and right; else 1,
+and one line that says why.
 """
 
 import argparse
@@ -43,7 +44,8 @@ class DemoFailed(Exception):
 def main() -> int:
     """Run the demo; returns the exit status."""
     arguments = _arguments()
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background jobs start with SIGINT ignored
+        signal.signal(number, _interrupt)
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
     log = out / "service.log"
@@ -112,9 +114,13 @@ def describe(state: str, progress: dict[str, Any]) -> str:
 def service(data_dir: Path, log: Path) -> Iterator[str]:
     """Run `pcct up` on a free port, yield its URL once it is ready, and see to it that all of it is gone afterwards."""
     command = [str(Path(sys.executable).with_name("pcct")), "up", "--port", "0", "--data-dir", str(data_dir)]
+    # The demo has a store of its own, whatever this machine is set up to use.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PCCT_")}
     with log.open("w") as errors:
         # In a session of its own, so that Ctrl-C reaches it through this script, once.
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True, env=environment
+        )
     try:
         with telling("starting the service (the first start on a machine compiles the kernels)") as tell:
             url = wait_until_ready(process, tell)
