@@ -47,7 +47,10 @@ async def stream_answer(
     if length is not None:
         headers["Content-Length"] = str(length)
     if request.method == "HEAD":
-        return Response(headers=headers, media_type=media)
+        answer = Response(headers=headers, media_type=media)
+        if length is None:
+            del answer.headers["content-length"]  # unknown is not zero
+        return answer
     first = await _filled(pieces)
 
     async def body() -> AsyncIterator[bytes]:

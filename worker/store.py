@@ -744,8 +744,9 @@ class _Watch:
     async def aclose(self) -> None:
         """Stop listening."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+            while not self._task.done():  # redis-py swallows a cancellation that meets it while it connects
+                self._task.cancel()
+                await asyncio.wait([self._task], timeout=0.05)
             self._task = None
 
     async def _listen(self) -> None:

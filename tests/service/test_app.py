@@ -1,0 +1,89 @@
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+from redis import Redis
+from redis.exceptions import RedisError
+
+from service.embedded import _find_server
+
+pytestmark = pytest.mark.anyio
+
+
+def test_importing_the_app_loads_no_compiler():
+    code = "import sys, service.app; sys.exit('numba' in sys.modules or 'pcct_core.graph' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+async def test_documentation_describes_every_route(service):
+    assert (await service.client.get("/docs")).status_code == 200
+    paths = (await service.client.get("/openapi.json")).json()["paths"]
+    assert {
+        "/v1/datasets",
+        "/v1/datasets/{dataset_id}",
+        "/v1/graphs",
+        "/v1/graphs/{graph_id}",
+        "/v1/graphs/{graph_id}/arrays",
+        "/v1/graphs/{graph_id}/{name}",
+        "/v1/knn",
+        "/v1/vecchia",
+        "/livez",
+        "/readyz",
+    } == set(paths)
+
+
+class Valkey:
+    """A server that can be stopped and started again, empty, at the same address."""
+
+    def __init__(self, directory: Path) -> None:
+        self._socket = directory / "valkey.sock"
+        self.url = f"unix://{self._socket}"
+
+    def start(self) -> None:
+        options = ["--port", "0", "--unixsocket", str(self._socket), "--save", "", "--dir", str(self._socket.parent)]
+        self._process = subprocess.Popen([str(_find_server()), *options], stdout=subprocess.DEVNULL)
+        with Redis.from_url(self.url) as client:
+            while True:
+                with suppress(RedisError):
+                    client.ping()
+                    return
+                time.sleep(0.02)
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+async def test_the_service_starts_without_a_store_and_recovers_with_it(tmp_path, run_service):
+    store = Valkey(tmp_path)
+    points = np.random.default_rng(0).random((20, 2))
+    dataset = "0" * 64
+    requests = [
+        ("POST", "/v1/datasets", {"json": points.tolist()}),
+        ("GET", f"/v1/datasets/{dataset}", {}),
+        ("POST", "/v1/graphs", {"json": {"dataset": dataset, "spec": {"k": 3}}}),
+        ("GET", f"/v1/graphs/{dataset}", {}),
+        ("GET", f"/v1/graphs/{dataset}/neighbors", {}),
+        ("POST", "/v1/knn?k=3", {"json": points.tolist()}),
+        ("GET", "/readyz", {}),
+    ]
+    async with run_service(store.url, worker=False) as service:
+        for outage in range(2):
+            assert (await service.client.get("/livez")).status_code == 200
+            for method, url, options in requests:
+                answer = await service.client.request(method, url, **options)
+                assert answer.status_code == 503, url
+                assert answer.json()["type"] == "/problems/store-unavailable"
+                assert int(answer.headers["retry-after"]) > 0
+            store.start()
+            try:
+                id = await service.upload(points)
+                answer = await service.ask(id, wait=None, kind="knn", k=3)
+                assert answer.json()["state"] == "queued", outage
+                assert "no worker" in (await service.client.get("/readyz")).json()["detail"]
+            finally:
+                store.stop()
