@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="pcct",
     help="Exact neighbor graphs for Gaussian processes: k-NN and Vecchia graphs, as a service or from a file.",
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -115,7 +114,7 @@ def _read_spec(*, metric: str, lengthscale: str | None, **fields: Any) -> GraphS
 def main() -> NoReturn:
     """Run the command line and exit with its status."""
     try:
-        status = app(standalone_mode=False)
+        status = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except KeyboardInterrupt:
         _fail("interrupted", 1)
     except BrokenPipeError:

@@ -9,6 +9,8 @@ import structlog
 
 from worker.settings import SharedSettings
 
+_QUEUE = "docket"
+
 
 def configure_logs(settings: SharedSettings) -> None:
     """Send structlog and standard logging to standard error in the settings' format and level."""
@@ -43,23 +45,18 @@ def configure_logs(settings: SharedSettings) -> None:
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last, renderer],
         )
     )
+    handler.addFilter(_one_line)
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(settings.log_level.upper())
-    _quiet_queue(settings)
-
-
-def _quiet_queue(settings: SharedSettings) -> None:
-    """Let the queue's own lines through from warning up: every job is logged here once, in our words."""
-    queue = logging.getLogger("docket")
-    queue.setLevel(max(logging.WARNING, logging.getLevelName(settings.log_level.upper())))
-    queue.addFilter(_one_line)
+    # Every job is logged once, in our words; the queue's own lines matter from warning up.
+    logging.getLogger(_QUEUE).setLevel(max(logging.WARNING, root.level))
 
 
 def _one_line(record: logging.LogRecord) -> bool:
-    """Reduce an outage, which the queue survives, to one line without its traceback."""
+    """Reduce what the queue says of an outage, which it survives, to one line without its traceback."""
     error = record.exc_info[1] if record.exc_info else None
-    if error is not None and record.levelno >= logging.WARNING:
+    if error is not None and record.name.startswith(_QUEUE):
         record.msg = f"{record.getMessage()} ({type(error).__name__}: {error})"
         record.args = ()
         record.exc_info = None

@@ -179,6 +179,8 @@ class _BuildThread:
     def __init__(self, build: Build, points: Any, spec: GraphSpec, threads: int | None) -> None:
         self._loop = asyncio.get_running_loop()
         self.finished: asyncio.Future[Graph] = self._loop.create_future()
+        # A build that nobody waits for any more may fail in silence.
+        self.finished.add_done_callback(lambda finished: finished.cancelled() or finished.exception())
         self.cancel = threading.Event()
         self._latest: tuple[str, int, int] | None = None
         self._phase: tuple[str, float] = ("", 0.0)
@@ -205,8 +207,11 @@ class _BuildThread:
     def _run(self) -> None:
         try:
             graph = self._call()
-        except BaseException as error:
+        except Exception as error:
             self._settle(partial(self.finished.set_exception, error))
+        except BaseException as error:
+            # Not even an exit from inside the build ends the worker.
+            self._settle(partial(self.finished.set_exception, RuntimeError(repr(error))))
         else:
             self._settle(partial(self.finished.set_result, graph))
 
