@@ -1,0 +1,114 @@
+"""What the README shows works as shown: its commands and programs run here, against a service of their own."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from service.settings import ServiceSettings
+from worker.settings import WorkerSettings
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+URL = "http://127.0.0.1:8000"
+
+
+def blocks(language: str, word: str) -> list[str]:
+    """The code blocks of the README in a language that contain a word."""
+    return [code for code in re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL) if word in code]
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """`pcct up` on a free port."""
+    data_dir = tmp_path_factory.mktemp("data")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PCCT_")}
+    program = "from service.cli import main; main()"
+    command = [sys.executable, "-c", program, "up", "--port", "0", "--data-dir", str(data_dir)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT) as process:
+        assert process.stdout is not None
+        found = next((match for line in process.stdout if (match := re.search(r"ready at (http://\S+)", line))), None)
+        try:
+            assert found, f"pcct up ended with status {process.wait()}"
+            yield found[1]
+        finally:
+            process.terminate()
+            process.wait()
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A directory with the files that the examples read."""
+    places = np.load(ROOT / "docs/demo/places.npy")[:2000]
+    (tmp_path / "docs/demo").mkdir(parents=True)
+    np.save(tmp_path / "docs/demo/places.npy", places)
+    np.save(tmp_path / "points.npy", places)
+    return tmp_path
+
+
+def run(command: list[str], home: Path) -> str:
+    environment = {**os.environ, "PATH": f"{home / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.integration
+def test_readme_python_client(url: str, home: Path) -> None:
+    (code,) = blocks("python", "pcct_client")
+    assert "Graph(vecchia, n=2000, k=30, haversine" in run([sys.executable, "-c", code.replace(URL, url)], home)
+
+
+def test_readme_python_library(home: Path) -> None:
+    (code,) = blocks("python", "pcct_core")
+    run([sys.executable, "-c", code], home)
+    with np.load(home / "graph.npz") as graph:
+        assert graph["neighbors"].shape == (2000, 30)
+        assert set(graph) == {"neighbors", "distances", "order"}
+
+
+@pytest.mark.integration
+def test_readme_curl_one_request(url: str, home: Path) -> None:
+    code, _ = blocks("bash", "curl")
+    run(["bash", "-euo", "pipefail", "-c", code.replace(URL, url)], home)
+    with np.load(home / "graph.npz") as graph:
+        assert set(graph) == {"neighbors", "distances"}
+    with np.load(home / "vecchia.npz") as graph:
+        assert set(graph) == {"neighbors", "distances", "order"}
+
+
+@pytest.mark.integration
+def test_readme_curl_step_by_step(url: str, home: Path) -> None:
+    _, code = blocks("bash", "curl")
+    printed = run(["bash", "-euo", "pipefail", "-c", code.replace(URL, url)], home)
+    assert '"state":"ready"' in printed
+    assert np.load(home / "neighbors.npy").shape == (100, 10)
+    assert sorted(np.load(home / "order.npy")) == list(range(2000))
+
+
+def test_readme_command(home: Path) -> None:
+    (code,) = blocks("bash", "pcct graph")
+    (home / "bin").mkdir()
+    (home / "bin/pcct").write_text(f"#!{sys.executable}\nfrom service.cli import main\nmain()\n")
+    (home / "bin/pcct").chmod(0o755)
+    run(["bash", "-euo", "pipefail", "-c", code], home)
+    with np.load(home / "graph.npz") as graph:
+        assert graph["order"].shape == (2000,)
+
+
+def test_readme_lists_every_setting_and_no_other() -> None:
+    listed = re.findall(r"^\| `PCCT_(\w+)`", README, re.MULTILINE)
+    known = {name.upper() for name in {**ServiceSettings.model_fields, **WorkerSettings.model_fields}}
+    assert sorted(listed) == sorted(known)
+    assert set(re.findall(r"PCCT_(\w+)", README)) == known
+
+
+def test_readme_links_lead_somewhere() -> None:
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("#")]
+    assert links
+    assert all((ROOT / link.partition("#")[0]).exists() for link in links)
