@@ -43,7 +43,7 @@ def run(fd: int, command: list[str]) -> int:
 
     signal.signal(signal.SIGTERM, pass_on)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then stops us in order
-    program = subprocess.Popen(command, stdin=subprocess.DEVNULL, close_fds=False)
+    program = subprocess.Popen(command, stdin=subprocess.DEVNULL, close_fds=False, preexec_fn=_die_with_us)
 
     def stop() -> None:
         program.terminate()
