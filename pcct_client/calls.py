@@ -1,7 +1,8 @@
 """What is said to the service, and in which order, without saying it: both clients send the same calls.
 
-A flow is a generator. It yields a `Call` and is sent the `Reply`, a `Compute` and is sent its value, or a `Pause`; it
-returns the result. `Client` drives it with blocking I/O, `AsyncClient` with asyncio. Nothing here does I/O.
+A flow is a generator. It yields a `Call` and is sent the `Reply`, a `Compute` and is sent its value, or a `Pause`. Where a
+`ClientError` came instead, that is thrown in. It returns the result. `Client` drives it with blocking I/O, `AsyncClient`
+with asyncio. Nothing here does I/O.
 """
 
 from __future__ import annotations
@@ -15,7 +16,15 @@ from typing import Any, TypeAlias, TypeVar
 from numpy.typing import NDArray
 
 from pcct_client.arrays import NpyBody, NpyReader, body_id, npy_body
-from pcct_client.errors import BadAnswer, BuildFailed, ServerUnavailable, WaitTimeout, refusal
+from pcct_client.errors import (
+    BadAnswer,
+    BuildFailed,
+    ClientError,
+    RequestRefused,
+    ServerUnavailable,
+    WaitTimeout,
+    refusal,
+)
 from pcct_client.graph import Graph
 
 T = TypeVar("T")
@@ -170,20 +179,43 @@ def upload(X: Any, deadline: Deadline) -> Flow[str]:
 
 
 def graph(data: Any, spec: Mapping[str, Any], deadline: Deadline, progress: Progress | None = None) -> Flow[Graph]:
-    """Get the graph that spec asks for on data: an array, which is uploaded first, or a dataset id."""
+    """Get the graph that spec asks for on data: an array, which is uploaded first, or a dataset id.
+
+    A graph whose arrays are gone when they are fetched, evicted or damaged since it was ready, is asked for once more.
+    """
+    try:
+        return (yield from _graph(data, spec, deadline, progress))
+    except _ArraysGone:
+        pass
+    try:
+        return (yield from _graph(data, spec, deadline, progress))
+    except _ArraysGone as gone:
+        raise gone.error from gone.error.__cause__
+
+
+class _ArraysGone(Exception):
+    """A graph that was ready did not give its arrays; error says how."""
+
+    def __init__(self, error: ClientError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+def _graph(data: Any, spec: Mapping[str, Any], deadline: Deadline, progress: Progress | None) -> Flow[Graph]:
     begun = time.perf_counter()
     dataset = data if isinstance(data, str) else (yield from upload(data, deadline))
     uploaded = time.perf_counter()
     record = yield from ready_record(dataset, spec, deadline, progress)
     ready = time.perf_counter()
-    kind = record["spec"].get("kind")
-    arrays: dict[str, NDArray[Any]] = {}
-    for name in ("neighbors", "distances", "order") if kind == "vecchia" else ("neighbors", "distances"):
-        arrays[name] = yield from array(record["id"], name, deadline)
+    try:
+        arrays = yield from _arrays(record, deadline)
+    except (RequestRefused, ServerUnavailable) as error:
+        raise _ArraysGone(error) from error
     downloaded = time.perf_counter()
+    telemetry = record.get("telemetry") or {}
     waited_s = ready - uploaded
     # A graph from the cache carries the record of a build that nobody waited for now.
-    build_s = min(waited_s, sum((record.get("telemetry") or {}).get("seconds", {}).values()))
+    build_s = min(waited_s, sum(telemetry.get("seconds", {}).values()))
     return Graph(
         neighbors=arrays["neighbors"],
         distances=arrays["distances"],
@@ -192,7 +224,7 @@ def graph(data: Any, spec: Mapping[str, Any], deadline: Deadline, progress: Prog
         dataset=dataset,
         spec=record["spec"],
         certificate=record.get("certificate") or {},
-        telemetry=record.get("telemetry") or {},
+        telemetry=telemetry,
         timings={
             "upload": uploaded - begun,
             "queue": waited_s - build_s,
@@ -228,13 +260,16 @@ def ready_record(
     return record
 
 
-def array(graph_id: str, name: str, deadline: Deadline) -> Flow[NDArray[Any]]:
-    """Download one array of a graph that is ready."""
-    path, subject = f"v1/graphs/{graph_id}/{name}", f"the array {name}"
-    reply: Reply = yield Call("GET", path, deadline, wants_array=True, subject=subject, graph_id=graph_id)
-    if reply.array is None:
-        raise refused(reply)
-    return reply.array
+def _arrays(record: dict[str, Any], deadline: Deadline) -> Flow[dict[str, NDArray[Any]]]:
+    """Download all arrays of a graph that is ready."""
+    arrays = {}
+    for name in ("neighbors", "distances", *(("order",) if record["spec"].get("kind") == "vecchia" else ())):
+        path, subject = f"v1/graphs/{record['id']}/{name}", f"the array {name}"
+        reply: Reply = yield Call("GET", path, deadline, wants_array=True, subject=subject, graph_id=record["id"])
+        if reply.array is None:
+            raise refused(reply)
+        arrays[name] = reply.array
+    return arrays
 
 
 def spec_document(spec: Mapping[str, Any] | None, fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -285,10 +320,8 @@ def _build_failed(record: dict[str, Any]) -> Exception:
         # Found by the worker instead of the door: the same fault, so the same error.
         return refusal(422, problem)
     reason = problem.get("detail") or problem.get("title") or "no reason given"
-    fix = "ask again to start it anew" if record["state"] == "cancelled" else "the service's log has the details"
-    message = f"the build of graph {record['id'][:12]}… was {record['state']}: {reason}; {fix}"
-    if record["state"] == "failed":
-        message = f"the build of graph {record['id'][:12]}… failed: {reason}; {fix}"
+    ended = "failed" if record["state"] == "failed" else "was cancelled"
+    message = f"the build of graph {record['id'][:12]}… {ended}: {reason}; the same call starts it anew"
     return BuildFailed(message, record["id"], record["state"], problem)
 
 

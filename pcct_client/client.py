@@ -13,7 +13,7 @@ import httpx
 from pcct_client import calls
 from pcct_client.arrays import NpyBody
 from pcct_client.calls import DEFAULT_TIMEOUT_S, Call, Compute, Deadline, Flow, Intake, Pause, Progress, Reply
-from pcct_client.errors import ServerUnavailable
+from pcct_client.errors import ClientError, ServerUnavailable
 from pcct_client.graph import Graph
 
 T = TypeVar("T")
@@ -106,22 +106,29 @@ class Client:
         self.close()
 
     def _run(self, flow: Flow[T]) -> T:
-        value: Any = None
         try:
+            step = next(flow)
             while True:
-                match flow.send(value):
-                    case Call() as call:
-                        value = self._perform(call)
-                    case Compute(work):
-                        value = work()
-                    case Pause(seconds):
-                        time.sleep(seconds)
-                        value = None
+                try:
+                    value = self._perform(step)
+                except ClientError as error:
+                    step = flow.throw(error)
+                else:
+                    step = flow.send(value)
         except StopIteration as stop:
             result: T = stop.value
             return result
 
-    def _perform(self, call: Call) -> Reply:
+    def _perform(self, step: Call | Compute | Pause) -> Any:
+        match step:
+            case Call():
+                return self._exchange(step)
+            case Compute(work):
+                return work()
+            case Pause(seconds):
+                return time.sleep(seconds)
+
+    def _exchange(self, call: Call) -> Reply:
         content = call.content() if call.body is None else _pieces(call, call.body)
         request = self._http.build_request(
             call.method, call.path, content=content, headers=call.headers(), timeout=_timeouts(call)
@@ -210,22 +217,29 @@ class AsyncClient:
         await self.aclose()
 
     async def _run(self, flow: Flow[T]) -> T:
-        value: Any = None
         try:
+            step = next(flow)
             while True:
-                match flow.send(value):
-                    case Call() as call:
-                        value = await self._perform(call)
-                    case Compute(work):
-                        value = await asyncio.to_thread(work)
-                    case Pause(seconds):
-                        await asyncio.sleep(seconds)
-                        value = None
+                try:
+                    value = await self._perform(step)
+                except ClientError as error:
+                    step = flow.throw(error)
+                else:
+                    step = flow.send(value)
         except StopIteration as stop:
             result: T = stop.value
             return result
 
-    async def _perform(self, call: Call) -> Reply:
+    async def _perform(self, step: Call | Compute | Pause) -> Any:
+        match step:
+            case Call():
+                return await self._exchange(step)
+            case Compute(work):
+                return await asyncio.to_thread(work)
+            case Pause(seconds):
+                return await asyncio.sleep(seconds)
+
+    async def _exchange(self, call: Call) -> Reply:
         content = call.content() if call.body is None else _async_pieces(call, call.body)
         request = self._http.build_request(
             call.method, call.path, content=content, headers=call.headers(), timeout=_timeouts(call)

@@ -68,7 +68,8 @@ class FakeService:
         parts = request.url.path.removeprefix("/v1/").split("/")
         key = (request.method, parts[-1] if len(parts) != 2 else parts[0])
         if key in self.instead:
-            return self.instead[key]
+            answer = self.instead[key]
+            return answer() if callable(answer) else answer
         if request.method == "HEAD":
             return httpx.Response(200 if parts[1] in self.datasets else 404)
         if parts == ["datasets"]:

@@ -108,7 +108,7 @@ def test_graph_gives_up_at_the_timeout_and_names_the_graph(client, service):
     assert isinstance(caught.value, TimeoutError)
 
 
-@pytest.mark.parametrize(("state", "words"), [("failed", "failed: out of memory"), ("cancelled", "ask again")])
+@pytest.mark.parametrize(("state", "words"), [("failed", "failed: out of memory"), ("cancelled", "was cancelled")])
 def test_graph_says_why_a_build_failed(client, service, state, words):
     service.states = ["running", state]
     service.error = {"type": "about:blank", "title": "Out of memory", "detail": "out of memory"}
@@ -194,10 +194,23 @@ def test_an_answer_that_describes_no_graph_is_noticed(client, service):
         client.knn(POINTS, k=2)
 
 
-def test_an_array_that_is_gone_is_not_found(client, service, problem):
-    service.instead["GET", "distances"] = problem(404, title="Unknown graph")
-    with pytest.raises(NotFound):
+@pytest.mark.parametrize(("status", "error"), [(404, NotFound), (409, RequestRefused), (503, ServerUnavailable)])
+def test_a_graph_whose_arrays_stay_away_is_asked_for_twice(client, service, problem, status, error):
+    service.instead["GET", "distances"] = problem(status, title="Gone")
+    with pytest.raises(error, match="Gone"):
         client.knn(POINTS, k=2)
+    assert [said for said in service.said() if said == "POST /graphs"] == ["POST /graphs"] * 2
+
+
+def test_a_graph_that_was_lost_since_it_was_ready_is_fetched_anew(client, service, problem):
+    def lost():
+        del service.instead["GET", "distances"]
+        service.datasets.clear()
+        return problem(503, title="Stored data were damaged and removed")
+
+    service.instead["GET", "distances"] = lost
+    assert client.knn(POINTS, k=2).distances.shape == (3, 2)
+    assert [said for said in service.said() if said.startswith("POST")] == ["POST /datasets", "POST /graphs"] * 2
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://somewhere", "http://", "http://host:port"])
