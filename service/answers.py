@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import AsyncIterator
 
 import numpy as np
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 
-from service.wire import ArrayStream
-from worker.store import ArrayInfo, Store
+from service.wire import ArrayStream, write_npz
+from worker.store import ArrayInfo, GraphRecord, Store
 
 # The answer to a (graph, slice, format) never changes: its name is made from its content.
 _IMMUTABLE = "private, max-age=31536000, immutable"
@@ -26,6 +27,16 @@ def array_stream(
     return ArrayStream(info.name, info.dtype, (stop - start, k), _nearest(rows, info, k))
 
 
+def graph_npz(store: Store, record: GraphRecord) -> AsyncIterator[bytes]:
+    """Return all arrays of a finished graph as one .npz file."""
+    return write_npz([array_stream(store, record.id, info) for info in record.arrays.values()])
+
+
+def npz_etag(record: GraphRecord) -> str:
+    """Return the entity tag of `graph_npz`, made from those of the arrays in it."""
+    return hashlib.sha256("".join(info.etag for info in record.arrays.values()).encode()).hexdigest()[:32]
+
+
 async def stream_answer(
     request: Request,
     pieces: AsyncIterator[bytes],
@@ -35,6 +46,8 @@ async def stream_answer(
     location: str | None = None,
 ) -> Response:
     """Return the pieces as an answer with a strong ETag, 304 when the client has it, without a body for HEAD.
+
+    location: where a GET has the same answer, when this is not one; such an answer is neither cached nor revalidated.
 
     The first piece is read before the answer starts, so that a store that is away or damaged data still become a
     problem; later faults end the connection short of the announced length.

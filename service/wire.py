@@ -320,7 +320,10 @@ def _npy_header_bytes(head: bytes | bytearray) -> int | None:
         return None
     version = (head[6], head[7])
     if version not in _NPY_VERSIONS:
-        raise MalformedArray(f"the .npy format is {version[0]}.{version[1]}; 1.0, 2.0 and 3.0 are read here")
+        raise MalformedArray(
+            f"the .npy format is {version[0]}.{version[1]}, which does not exist: its bytes were altered on the way; "
+            f"with curl use --data-binary, -d drops bytes: {HOW_TO_SEND}"
+        )
     width = 2 if version == (1, 0) else 4
     if len(head) < 8 + width:
         return None

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, TypeAlias
 
+import numpy as np
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pcct_core.spec import GraphSpec
-from service.answers import array_stream, stream_answer
+from service.answers import array_stream, graph_npz, npz_etag, stream_answer
 from service.backend import Backend, InBackend
 from service.intake import check_wish_on, receive_json
 from service.problems import GraphDeleted, GraphFailed, GraphNotReady, UnknownArray, problem_type
 from service.routes.datasets import find_dataset, is_content_id
-from service.wire import NPY, NPZ, InvalidParameter, choose_format, write_npy, write_npz
+from service.wire import NPY, NPZ, InvalidParameter, choose_format, write_npy
 from worker.store import TERMINAL, ArrayInfo, GraphRecord, UnknownGraph
 
 router = APIRouter(prefix="/v1/graphs", tags=["graphs"])
@@ -146,9 +146,7 @@ async def read_arrays(graph_id: GraphId, request: Request, backend: InBackend) -
     """Return all arrays in one .npz file."""
     choose_format(request.headers.get("accept"), (NPZ,))
     record = await _ready(graph_id, backend)
-    etag = hashlib.sha256("".join(info.etag for info in record.arrays.values()).encode()).hexdigest()[:32]
-    streams = [array_stream(backend.store, graph_id, info) for info in record.arrays.values()]
-    return await stream_answer(request, write_npz(streams), NPZ, etag)
+    return await stream_answer(request, graph_npz(backend.store, record), NPZ, npz_etag(record))
 
 
 @router.head("/{graph_id}/{name}", include_in_schema=False)
@@ -189,7 +187,7 @@ def granted_wait(prefer: str | None, backend: Backend) -> float | None:
 
 def _body(record: GraphRecord, warning: str | None) -> GraphBody:
     arrays = {
-        name: {"dtype": info.dtype, "shape": list(info.shape), "href": f"/v1/graphs/{record.id}/{name}"}
+        name: {"dtype": np.dtype(info.dtype).name, "shape": list(info.shape), "href": f"/v1/graphs/{record.id}/{name}"}
         for name, info in record.arrays.items()
     }
     error = record.error and {**record.error, "type": problem_type(record.error["type"])}

@@ -9,13 +9,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pcct_core.errors import InvalidPoints, InvalidSpec
 from pcct_core.spec import GraphSpec
-from service.answers import array_stream, stream_answer
+from service.answers import array_stream, graph_npz, npz_etag, stream_answer
 from service.backend import Backend, InBackend
 from service.intake import check_wish_on, receive_points
 from service.problems import BuildFailed, GraphDeleted, GraphFailed
 from service.routes.datasets import ARRAY_BODY
 from service.routes.graphs import GraphBody, graph_answer
-from service.wire import NPY, NPZ, InvalidParameter, choose_format, write_npy, write_npz
+from service.wire import NPY, NPZ, InvalidParameter, choose_format, write_npy
 from worker.store import TERMINAL, GraphRecord
 
 router = APIRouter(prefix="/v1", tags=["one-shot"])
@@ -100,8 +100,8 @@ async def _build(request: Request, backend: Backend, spec: GraphSpec) -> Respons
         return await stream_answer(
             request, write_npy(stream), NPY, info.etag, stream.npy_bytes, location=f"{location}/neighbors"
         )
-    streams = [array_stream(backend.store, record.id, info) for info in record.arrays.values()]
-    return await stream_answer(request, write_npz(streams), NPZ, record.id, location=f"{location}/arrays")
+    pieces = graph_npz(backend.store, record)
+    return await stream_answer(request, pieces, NPZ, npz_etag(record), location=f"{location}/arrays")
 
 
 def _failure(record: GraphRecord) -> Exception:

@@ -26,6 +26,7 @@ async def test_oneshot_answers_npz_with_all_arrays(service, path, names):
         assert arrays["neighbors"].shape == (50, 4)
     same = await service.client.get(answer.headers["content-location"])
     assert same.content == answer.content
+    assert same.headers["etag"] == answer.headers["etag"]
 
 
 async def test_oneshot_answers_the_neighbors_alone_as_npy(service):
