@@ -1,8 +1,8 @@
 """What is said to the service, and in which order, without saying it: both clients send the same calls.
 
-A flow is a generator. It yields a `Call` and is sent the `Reply`, a `Compute` and is sent its value, or a `Pause`. Where a
-`ClientError` came instead, that is thrown in. It returns the result. `Client` drives it with blocking I/O, `AsyncClient`
-with asyncio. Nothing here does I/O.
+A flow is a generator. It yields a `Call` and is sent the `Reply`, a `Compute` and is sent its value, or a `Pause`.
+Where a `ClientError` came instead, that is thrown in. It returns the result. `Client` drives it with blocking I/O,
+`AsyncClient` with asyncio. Nothing here does I/O.
 """
 
 from __future__ import annotations
