@@ -24,6 +24,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+_INTERRUPTED = 130  # what Typer makes of Ctrl-C, without a word
+
 _Host = Annotated[str, typer.Option(help="Address to listen on.")]
 _Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 for any free one.")]
 _LifelineFd = Annotated[int | None, typer.Option(hidden=True)]
@@ -123,6 +125,8 @@ def main() -> NoReturn:
         sys.exit(1)
     except Exception as error:
         _fail(*_describe(error))
+    if status == _INTERRUPTED:
+        _fail("interrupted", 1)
     sys.exit(status if isinstance(status, int) else 0)
 
 

@@ -46,7 +46,7 @@ def build_file(source: Path, spec: GraphSpec, target: Path) -> str:
 
 
 def read_points(path: Path) -> np.ndarray[Any, Any]:
-    """Return the array of a .npy file, mapped and not read where that is possible; raises InvalidFile."""
+    """Return the array of a .npy file, mapped and not read; raises InvalidFile or InvalidPoints."""
     try:
         with path.open("rb") as file:
             magic = file.read(len(_MAGIC))
@@ -55,21 +55,13 @@ def read_points(path: Path) -> np.ndarray[Any, Any]:
     if magic != _MAGIC:
         raise InvalidFile(f"{path} is not a .npy file; save the points with np.save({str(path)!r}, X)")
     try:
+        # Mapping fails at once when the header claims more than the file holds; reading would first take the memory.
         array: np.ndarray[Any, Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except ValueError as error:
-        return _read_unmapped(path, error)
-    except (OSError, EOFError) as error:
-        raise InvalidFile(f"{path} cannot be read as .npy: {error}") from error
-    return array
-
-
-def _read_unmapped(path: Path, reason: ValueError) -> np.ndarray[Any, Any]:
-    """Read what cannot be mapped, such as an array of size 0; tell a cut file and an object array apart."""
-    if "object" in str(reason):
-        raise InvalidPoints(f"{path} holds Python objects, which are never unpickled; use X.astype('float64')")
-    try:
-        array: np.ndarray[Any, Any] = np.load(path, allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
+        if "object" in str(error):
+            raise InvalidPoints(
+                f"{path} holds Python objects, which are never unpickled; save X.astype('float64') instead"
+            ) from error
         raise InvalidFile(f"{path} is cut short or damaged ({error}); save the points again with np.save") from error
     return array
 

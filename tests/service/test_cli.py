@@ -1,0 +1,226 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from pcct_core.graph import knn_graph, vecchia_graph
+from service.cli import main
+
+
+class Outcome(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def pcct(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Outcome]:
+    """Run the command line in this process, in an empty directory."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["pcct", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit:
+            main()
+        captured = capsys.readouterr()
+        return Outcome(exit.value.code, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def points() -> np.ndarray:
+    return np.random.default_rng(5).random((60, 2))
+
+
+def check_one_line(outcome: Outcome, *words: str, status: int = 2) -> None:
+    assert outcome.status == status
+    assert outcome.out == ""
+    assert outcome.err.count("\n") == 1, outcome.err
+    assert outcome.err.startswith("pcct: ")
+    assert "Traceback" not in outcome.err
+    for word in words:
+        assert word in outcome.err
+
+
+def test_graph_writes_what_the_library_returns(pcct: Callable[..., Outcome], points: np.ndarray) -> None:
+    np.save("points.npy", points)
+    outcome = pcct("graph", "points.npy", "-k", 7, "--kind", "vecchia", "--order", "random", "--seed", 3, "-o", "g.npz")
+    assert outcome.status == 0, outcome.err
+    assert outcome.err == ""
+    assert outcome.out.count("\n") == 1
+    assert "g.npz: vecchia graph in random order of 60 points in 2 dimensions, k = 7, euclidean; exact" in outcome.out
+    expected = vecchia_graph(points, 7, "random", seed=3)
+    with np.load("g.npz") as written:
+        assert set(written.files) == {"neighbors", "distances", "order"}
+        for name, array in expected.arrays().items():
+            assert np.array_equal(written[name], array)
+            assert written[name].dtype == array.dtype
+    assert sorted(path.name for path in Path().iterdir()) == ["g.npz", "points.npy"]
+
+
+@pytest.mark.parametrize(("text", "value"), [("0.5", 0.5), ("0.5,2", (0.5, 2.0))])
+def test_graph_takes_a_lengthscale(
+    pcct: Callable[..., Outcome], points: np.ndarray, text: str, value: float | tuple[float, ...]
+) -> None:
+    from pcct_core.spec import Euclidean
+
+    np.save("points.npy", points.astype("float32"))
+    assert pcct("graph", "points.npy", "-k", 3, "--lengthscale", text).status == 0
+    with np.load("graph.npz") as written:
+        expected = knn_graph(points.astype("float32"), 3, Euclidean(value))
+        assert np.array_equal(written["distances"], expected.distances)
+
+
+BAD_POINTS = {
+    "nan": (np.array([[0.0, 1.0], [np.nan, 1.0], [2.0, 2.0]]), "row 1, column 0 is nan"),
+    "infinity": (np.array([[0.0, 1.0], [1.0, 1.0], [2.0, -np.inf]]), "row 2, column 1 is -inf"),
+    "no rows": (np.zeros((0, 2)), "at least one row"),
+    "one row": (np.zeros((1, 2)), "at least 2 points"),
+    "one axis": (np.zeros(5), "expected (n, d)"),
+    "three axes": (np.zeros((2, 2, 2)), "expected (n, d)"),
+    "text": (np.array([["a", "b"], ["c", "d"], ["e", "f"]]), "convert them"),
+    "complex": (np.zeros((3, 2), complex), "convert them"),
+    "objects": (np.array([[1, None], [2, "x"], [3, 4]], dtype=object), "never unpickled"),
+    "too few for k": (np.zeros((2, 2)), "use k ≤ 1"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_POINTS)
+def test_graph_refuses_bad_points(pcct: Callable[..., Outcome], case: str) -> None:
+    array, words = BAD_POINTS[case]
+    np.save("points.npy", array, allow_pickle=True)
+    check_one_line(pcct("graph", "points.npy", "-k", "1" if case != "too few for k" else "2"), words)
+    assert not Path("graph.npz").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["-k", "0"], "k is 0"),
+        (["-k", "-3"], "k is -3"),
+        (["-k", "60"], "use k ≤ 59"),
+        (["-k", "many"], "'-k'"),
+        (["--kind", "tree"], "use one of knn, vecchia"),
+        (["--metric", "manhattan"], "use one of euclidean, haversine, cosine"),
+        (["--order", "best", "--kind", "vecchia"], "use one of maximin"),
+        (["--seed", "-1"], "seed is -1"),
+        (["--lengthscale", "wide"], "'wide'"),
+        (["--lengthscale", "0"], "not positive"),
+        (["--lengthscale", "1,2,3"], "lengthscale has 3 values for 2 dimensions"),
+        (["--lengthscale", "1", "--metric", "cosine"], "metric.lengthscale"),
+        (["--frobnicate"], "--frobnicate"),
+        (["-o", "nowhere/graph.npz"], "nowhere is not a directory"),
+        (["-o", "."], "is a directory"),
+    ],
+)
+def test_graph_refuses_bad_options(
+    pcct: Callable[..., Outcome], points: np.ndarray, arguments: list[str], words: str
+) -> None:
+    np.save("points.npy", points)
+    check_one_line(pcct("graph", "points.npy", *arguments), words)
+
+
+def test_graph_refuses_a_latitude_out_of_range(pcct: Callable[..., Outcome]) -> None:
+    np.save("points.npy", np.array([[0.0, 10.0], [5.0, 91.0], [1.0, 1.0]]))
+    check_one_line(pcct("graph", "points.npy", "-k", 1, "--metric", "haversine"), "row 1", "latitude 91")
+
+
+def test_graph_refuses_what_is_not_npy(pcct: Callable[..., Outcome], points: np.ndarray) -> None:
+    check_one_line(pcct("graph", "points.npy"), "points.npy cannot be read", "No such file")
+    check_one_line(pcct("graph", "."), "cannot be read")
+    Path("points.npy").write_text("1,2\n3,4\n")
+    check_one_line(pcct("graph", "points.npy"), "is not a .npy file", "np.save")
+    np.savez("points.npz", points=points)
+    check_one_line(pcct("graph", "points.npz"), "is not a .npy file")
+    Path("points.npy").write_bytes(b"")
+    check_one_line(pcct("graph", "points.npy"), "is not a .npy file")
+
+
+@pytest.mark.parametrize("kept", [7, 60, 128, 200, -1])
+def test_graph_refuses_a_cut_file(pcct: Callable[..., Outcome], points: np.ndarray, kept: int) -> None:
+    np.save("points.npy", points)
+    Path("points.npy").write_bytes(Path("points.npy").read_bytes()[:kept])
+    check_one_line(pcct("graph", "points.npy", "-k", 1), "points.npy")
+
+
+def test_graph_refuses_a_header_that_lies(pcct: Callable[..., Outcome]) -> None:
+    with Path("points.npy").open("wb") as file:
+        header = {"descr": "<f8", "fortran_order": False, "shape": (10**13, 2)}
+        np.lib.format.write_array_header_1_0(file, header)
+        file.write(b"\0" * 64)
+    check_one_line(pcct("graph", "points.npy", "-k", 1), "points.npy")
+
+
+def test_graph_keeps_the_old_file_when_it_fails(
+    pcct: Callable[..., Outcome], points: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pcct_core.graph import Graph
+
+    def full(self: Graph, path: Path) -> None:
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Graph, "save", full)
+    np.save("points.npy", points)
+    Path("graph.npz").write_text("the old one")
+    assert "No space left" in pcct("graph", "points.npy", "-k", 1).err
+    assert Path("graph.npz").read_text() == "the old one"
+    assert sorted(path.name for path in Path().iterdir()) == ["graph.npz", "points.npy"]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [(KeyboardInterrupt(), 1, "interrupted"), (MemoryError(), 1, "out of memory"), (RuntimeError("x"), 1, "x")],
+)
+def test_graph_never_shows_a_traceback(
+    pcct: Callable[..., Outcome],
+    points: np.ndarray,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    status: int,
+    words: str,
+) -> None:
+    def broken(*arguments: object, **rest: object) -> None:
+        raise error
+
+    monkeypatch.setattr("pcct_core.graph.build_graph", broken)
+    np.save("points.npy", points)
+    check_one_line(pcct("graph", "points.npy", "-k", 1), words, status=status)
+
+
+def test_usage_errors_are_one_line(pcct: Callable[..., Outcome]) -> None:
+    check_one_line(pcct("graph"), "POINTS.npy")
+    check_one_line(pcct("frobnicate"), "frobnicate")
+    check_one_line(pcct("up", "--port", "70000"), "--port")
+    check_one_line(pcct("up", "--workers", "0"), "--workers")
+
+
+def test_wrong_settings_are_one_line(pcct: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PCCT_CHUNK_BYTES", "many")
+    for command in ("up", "serve", "work"):
+        check_one_line(pcct(command), "PCCT_CHUNK_BYTES='many'")
+
+
+def test_help_lists_the_commands(pcct: Callable[..., Outcome]) -> None:
+    for arguments in ((), ("--help",), ("-h",)):
+        outcome = pcct(*arguments)
+        assert outcome.status == 0
+        for command in ("up", "serve", "work", "graph"):
+            assert f"  {command} " in outcome.out
+
+
+def test_import_is_light() -> None:
+    code = (
+        "import sys, service.cli; heavy = {'numpy', 'numba', 'fastapi', 'uvicorn', 'redis', 'docket', 'pydantic'};"
+        "sys.exit(', '.join(heavy & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    assert done.returncode == 0
