@@ -1,0 +1,134 @@
+"""The k best of each of 32 queries at once: append what is near enough, then sort and merge by networks.
+
+Rows hold one candidate of every query (32 lanes), so one exchange of two rows is a handful of vector instructions and
+needs no branch. Rows [0, size) are the best so far, ascending by (distance, id); rows [size, …) are what was appended
+since. `settle` sorts the appended rows in chunks of `size` (Batcher's odd-even merge sort), keeps the lowest `size` of
+best and chunk (a bitonic merge), and lowers each query's bound to its k-th best.
+
+Sources: Batcher 1968 (both networks); Johnson, Douze, Jégou 2019, section 4 (append first, sort late).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit
+
+from pcct_core.simd import LANES, order_rows
+
+NO_ID = np.int32(2**31 - 1)  # sorts after every point, so an empty place is always last
+
+
+class Best(NamedTuple):
+    """Candidates of one group of 32 queries.
+
+    distances: T flat ((size + room) * LANES), not squared. ids: int32, same layout.
+    counts:    int64 (LANES), rows appended since the last settle. bounds: T (LANES), squared: what is above cannot enter.
+    k, size:   neighbors wanted; the power of two of best rows, size ≥ k.
+    room:      appended rows that fit, a multiple of size.
+    """
+
+    distances: Any
+    ids: Any
+    counts: Any
+    bounds: Any
+    k: int
+    size: int
+    room: int
+
+
+@njit(nogil=True)
+def make_best(k, dtype_of):  # type: ignore[no-untyped-def]
+    """Return an empty Best for k neighbors with distances in the type of the array `dtype_of`."""
+    size = 16
+    while size < k:
+        size *= 2
+    room = max(2 * LANES, 2 * size)
+    distances = np.full((size + room) * LANES, np.inf, dtype_of.dtype)
+    ids = np.full((size + room) * LANES, NO_ID, np.int32)
+    return Best(distances, ids, np.zeros(LANES, np.int64), np.empty(LANES, dtype_of.dtype), k, size, room)
+
+
+@njit(nogil=True)
+def clear_best(best, lanes):  # type: ignore[no-untyped-def]
+    """Forget all candidates; the first `lanes` queries accept everything, the others nothing."""
+    best.distances[:] = np.inf
+    best.ids[:] = NO_ID
+    best.counts[:] = 0
+    best.bounds[:lanes] = np.inf
+    best.bounds[lanes:] = -1
+
+
+@njit(nogil=True)
+def sort_rows(distances, ids, first, size):  # type: ignore[no-untyped-def]
+    """Sort rows [first, first + size) in every lane; size is a power of two. Batcher's odd-even merge sort."""
+    p = 1
+    while p < size:
+        step = p
+        while step >= 1:
+            j = step & (p - 1)
+            while j + step < size:
+                for i in range(j, min(j + step, size - step)):
+                    if (i ^ (i + step)) & ~(2 * p - 1) == 0:
+                        order_rows(distances, ids, first + i, first + i + step)
+                j += 2 * step
+            step >>= 1
+        p <<= 1
+
+
+@njit(nogil=True)
+def merge_rows(distances, ids, first, size):  # type: ignore[no-untyped-def]
+    """Leave in rows [0, size) the lowest of them and of rows [first, first + size), sorted; both come sorted."""
+    for i in range(size):
+        order_rows(distances, ids, i, first + size - 1 - i)
+    step = size >> 1
+    while step >= 1:
+        for j in range(0, size, 2 * step):
+            for i in range(j, j + step):
+                order_rows(distances, ids, i, i + step)
+        step >>= 1
+
+
+@njit(nogil=True)
+def settle(best, lanes):  # type: ignore[no-untyped-def]
+    """Sort and merge what was appended, lower the bounds of the first `lanes` queries, return the largest of them.
+
+    The bound is on squared distances. A point whose rounded distance is ≤ the k-th best r has
+    sqrt(s) (1 - u) ≤ r, so s ≤ r² (1 + 3u); r * r is computed within (1 ± u) or, near underflow, within the smallest
+    normal number. The factor 1 + 8 eps (eps = 2u) and that addition cover both: no tie at the k-th place is lost.
+    """
+    distances, ids, size = best.distances, best.ids, best.size
+    rows = 0
+    for lane in range(lanes):
+        rows = max(rows, best.counts[lane])
+    for first in range(size, size + rows, size):
+        sort_rows(distances, ids, first, size)
+        merge_rows(distances, ids, first, size)
+    stop = size + (rows + size - 1) // size * size
+    distances[size * LANES : stop * LANES] = np.inf
+    ids[size * LANES : stop * LANES] = NO_ID
+    zero = distances.dtype.type(0)
+    slack = distances.dtype.type(1) + distances.dtype.type(8) * distances.dtype.type(np.finfo(distances.dtype).eps)
+    tiny = distances.dtype.type(np.finfo(distances.dtype).tiny)
+    widest = zero
+    for lane in range(lanes):
+        best.counts[lane] = 0
+        r = distances[(best.k - 1) * LANES + lane]
+        best.bounds[lane] = r * r * slack + tiny
+        widest = max(widest, best.bounds[lane])
+    return widest
+
+
+@njit(nogil=True)
+def write_rows(best, lanes, rows, neighbors, distances):  # type: ignore[no-untyped-def]
+    """Write the k best of the first `lanes` queries to their rows of the answer.
+
+    rows: int32 (LANES), row of each query. neighbors: int32 (n, k), -1 where there is none. distances: T (n, k).
+    """
+    for lane in range(lanes):
+        row = rows[lane]
+        for i in range(best.k):
+            at = i * LANES + lane
+            neighbors[row, i] = -1 if best.ids[at] == NO_ID else best.ids[at]
+            distances[row, i] = best.distances[at]
