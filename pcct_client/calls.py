@@ -36,6 +36,7 @@ SILENCE_TIMEOUT_S = 60.0  # no byte moves for this long: the service is taken to
 LONG_POLL_S = 20.0  # below the 30 to 60 seconds at which proxies cut a silent connection
 PROGRESS_POLL_S = 1.0
 POLL_PAUSE_S = 0.25  # when the service answers at once instead of holding the request
+ANSWER_MARGIN_S = 0.5  # left for the answer to a long poll to arrive before the deadline
 
 _PENDING = ("queued", "running")
 
@@ -50,6 +51,10 @@ class Deadline:
     def left_s(self, at_most: float) -> float:
         """Return the seconds that are left, at most at_most and never negative."""
         return at_most if self._end is None else max(0.0, min(at_most, self._end - time.monotonic()))
+
+    def wait_s(self, at_most: float) -> float:
+        """Return how long a request may be held back so that its answer still comes in time."""
+        return max(0.0, self.left_s(at_most + ANSWER_MARGIN_S) - ANSWER_MARGIN_S)
 
     def check(self, subject: str, graph_id: str | None) -> None:
         """Raise WaitTimeout when the time is over; subject is the thing that is late."""
@@ -90,8 +95,8 @@ class Call:
         headers = {"Accept-Encoding": "identity", "Accept": "application/json, application/problem+json"}
         if self.wants_array:
             headers["Accept"] = "application/x-npy, application/problem+json"
-        if self.wait_s > 0:
-            headers["Prefer"] = f"wait={self.wait_s:.0f}"
+        if self.wait_s >= 1:
+            headers["Prefer"] = f"wait={int(self.wait_s)}"
         if self.body is not None:
             headers["Content-Type"] = "application/x-npy"
             headers["Content-Length"] = str(self.body.nbytes)
@@ -241,7 +246,7 @@ def ready_record(
     poll_s = LONG_POLL_S if progress is None else PROGRESS_POLL_S
     document = {"dataset": dataset, "spec": spec}
     asked = time.monotonic()
-    wait_s = deadline.left_s(poll_s)
+    wait_s = deadline.wait_s(poll_s)
     record = _described(accepted((yield Call("POST", "v1/graphs", deadline, document=document, wait_s=wait_s))))
     while record["state"] in _PENDING:
         if progress is not None:
@@ -249,10 +254,10 @@ def ready_record(
         warning = f" ({record['warning']})" if record.get("warning") else ""
         subject = f"the graph {record['id'][:12]}…, now {record['state']}{warning},"
         deadline.check(subject, record["id"])
-        if time.monotonic() - asked < wait_s / 2:
+        if time.monotonic() - asked < max(wait_s / 2, POLL_PAUSE_S):
             yield Pause(deadline.left_s(POLL_PAUSE_S))
         asked = time.monotonic()
-        wait_s = deadline.left_s(poll_s)
+        wait_s = deadline.wait_s(poll_s)
         poll = Call("GET", f"v1/graphs/{record['id']}", deadline, wait_s=wait_s, subject=subject, graph_id=record["id"])
         record = _described(accepted((yield poll)))
     if record["state"] != "ready":

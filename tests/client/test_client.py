@@ -278,3 +278,12 @@ def test_import_brings_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+def test_a_long_poll_leaves_time_for_its_answer(client, service):
+    service.states = ["running"]
+    with pytest.raises(WaitTimeout) as caught:
+        client.knn("d" * 64, k=2, timeout=1.6)
+    assert caught.value.graph_id == "g" * 64
+    assert service.requests[0].headers["prefer"] == "wait=1"
+    assert len(service.requests) < 12
