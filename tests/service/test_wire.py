@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pcct_core.errors import InvalidPoints
+from pcct_core.errors import InvalidPoints, PcctError
 from service import wire
 
 LIMITS = wire.Limits(
@@ -141,6 +141,20 @@ DICT = "{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}}}"
 def test_npy_decoder_names_the_fault(body, error, words):
     with pytest.raises(error, match=words):
         decode(body)
+
+
+@given(
+    start=st.integers(0, 130), noise=st.binary(max_size=20), cut=st.integers(0, 700), keep=st.sampled_from([8, 10, 128])
+)
+def test_npy_decoder_refuses_any_noise_by_name(start, noise, cut, keep):
+    body = npy(POINTS)
+    altered = body[:start] + noise + body[start + len(noise) :]
+    for candidate in (altered, altered[:cut], body[:keep] + noise, wire.NPY_MAGIC + b"\x01\x00" + noise):
+        try:
+            points = decode(candidate)
+        except PcctError:
+            continue
+        assert points.ndim == 2
 
 
 def test_npy_decoder_never_unpickles():
