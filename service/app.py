@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from service.backend import Backend
-from service.problems import install_problems
+from service.problems import PROBLEM_ANSWERS, install_problems
 from service.routes import datasets, graphs, health, oneshot
 from service.settings import ServiceSettings
 
@@ -31,7 +31,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         finally:
             await backend.aclose()
 
-    app = FastAPI(title="pcct", version="1", description=_DESCRIPTION, lifespan=lifespan)
+    app = FastAPI(title="pcct", version="1", description=_DESCRIPTION, lifespan=lifespan, responses=PROBLEM_ANSWERS)
     install_problems(app)
     for module in (datasets, graphs, oneshot, health):
         app.include_router(module.router)

@@ -8,8 +8,9 @@ from typing import Annotated, TypeAlias
 from fastapi import Depends, Request
 
 from pcct_core.spec import GraphSpec
+from service.problems import GraphDeleted
 from service.settings import ServiceSettings
-from worker.store import GraphRecord, Store
+from worker.store import TERMINAL, GraphRecord, Store
 from worker.tasks import Queue
 
 
@@ -31,17 +32,21 @@ class Backend:
         await self.queue.aclose()
         await self.store.aclose()
 
-    async def ask_graph(self, dataset_id: str, spec: GraphSpec, wait_s: float) -> GraphRecord | None:
-        """Ask for a graph, queue its job if it needs one, and wait for its end up to wait_s seconds.
-
-        Returns the record as it is then; None when somebody deleted it meanwhile. Raises UnknownDataset.
-        """
+    async def ask_graph(self, dataset_id: str, spec: GraphSpec) -> GraphRecord:
+        """Ask for a graph and queue its job if it needs one; raises UnknownDataset."""
         record, wanted = await self.store.request_graph(dataset_id, spec)
         if wanted:
             await self.queue.submit(record)
-        if wait_s <= 0:
+        return record
+
+    async def wait_graph(self, record: GraphRecord, wait_s: float) -> GraphRecord:
+        """Return the record when its job has ended, or as it is after wait_s seconds; raises GraphDeleted."""
+        if record.state in TERMINAL or wait_s <= 0:
             return record
-        return await self.store.wait_graph(record.id, wait_s)
+        latest = await self.store.wait_graph(record.id, wait_s)
+        if latest is None:
+            raise GraphDeleted
+        return latest
 
     async def warning(self) -> str | None:
         """Return why nothing that is queued can run now, None when it can."""

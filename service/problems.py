@@ -14,6 +14,7 @@ import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import OutOfMemoryError, ReadOnlyError
 from redis.exceptions import TimeoutError as RedisTimeoutError
@@ -131,6 +132,30 @@ PROBLEMS: Mapping[type[Exception], Problem] = {
 
 # Faults that the framework finds before a route runs.
 _HTTP_SLUGS = {404: "not-found", 405: "method-not-allowed", 400: "bad-request"}
+
+
+class ProblemBody(BaseModel):
+    """An error; `type` is the name to branch on, `detail` states the fact and the fix.
+
+    row: first offending row of the array, if one is. field: offending field or parameter, if one is.
+    """
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    row: int | None = None
+    field: str | None = None
+
+
+# For the OpenAPI document; it also keeps FastAPI from describing an error format that is never sent.
+PROBLEM_ANSWERS: dict[int | str, dict[str, Any]] = {
+    status: {
+        "description": description,
+        "content": {MEDIA_TYPE: {"schema": ProblemBody.model_json_schema()}},
+    }
+    for status, description in {"4XX": "The request cannot be met", "5XX": "The service cannot answer now"}.items()
+}
 
 
 def install_problems(app: FastAPI) -> None:

@@ -16,7 +16,7 @@ from pcct_core.spec import GraphSpec
 from service.answers import array_stream, graph_npz, npz_etag, stream_answer
 from service.backend import Backend, InBackend
 from service.intake import check_wish_on, receive_json
-from service.problems import GraphDeleted, GraphFailed, GraphNotReady, UnknownArray, problem_type
+from service.problems import GraphFailed, GraphNotReady, UnknownArray, problem_type
 from service.routes.datasets import find_dataset, is_content_id
 from service.wire import NPY, NPZ, InvalidParameter, choose_format, write_npy
 from worker.store import TERMINAL, ArrayInfo, GraphRecord, UnknownGraph
@@ -109,10 +109,8 @@ async def request_graph(
     spec = GraphSpec.from_json(wish.spec)
     check_wish_on(await find_dataset(wish.dataset, backend), spec, backend.settings)
     wait_s = granted_wait(prefer, backend)
-    record = await backend.ask_graph(wish.dataset, spec, wait_s or 0.0)
-    if record is None:
-        raise GraphDeleted
-    return await graph_answer(record, backend, wait_s)
+    record = await backend.ask_graph(wish.dataset, spec)
+    return await graph_answer(await backend.wait_graph(record, wait_s or 0.0), backend, wait_s)
 
 
 @router.head("/{graph_id}", include_in_schema=False)
@@ -122,10 +120,8 @@ async def read_graph(
 ) -> JSONResponse:
     """Describe a graph; with `Prefer: wait=SECONDS` as soon as it has ended."""
     wait_s = granted_wait(prefer, backend)
-    record = await backend.store.wait_graph(graph_id, wait_s or 0.0)
-    if record is None:
-        raise UnknownGraph(graph_id)
-    answer = await graph_answer(record, backend, wait_s)
+    record = await _find_graph(graph_id, backend)
+    answer = await graph_answer(await backend.wait_graph(record, wait_s or 0.0), backend, wait_s)
     answer.status_code = 200
     return answer
 
@@ -207,11 +203,16 @@ def _body(record: GraphRecord, warning: str | None) -> GraphBody:
     )
 
 
-async def _ready(graph_id: str, backend: Backend) -> GraphRecord:
-    """Return the record of a finished graph; raises UnknownGraph, GraphNotReady or GraphFailed."""
+async def _find_graph(graph_id: str, backend: Backend) -> GraphRecord:
     record = await backend.store.graph(graph_id)
     if record is None:
         raise UnknownGraph(graph_id)
+    return record
+
+
+async def _ready(graph_id: str, backend: Backend) -> GraphRecord:
+    """Return the record of a finished graph; raises UnknownGraph, GraphNotReady or GraphFailed."""
+    record = await _find_graph(graph_id, backend)
     if record.state == "ready":
         return record
     if record.state in TERMINAL:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
@@ -12,13 +13,15 @@ from pcct_core.spec import GraphSpec
 from service.answers import array_stream, graph_npz, npz_etag, stream_answer
 from service.backend import Backend, InBackend
 from service.intake import check_wish_on, receive_points
-from service.problems import BuildFailed, GraphDeleted, GraphFailed
+from service.problems import BuildFailed, GraphFailed, NotReady
 from service.routes.datasets import ARRAY_BODY
 from service.routes.graphs import GraphBody, graph_answer
 from service.wire import NPY, NPZ, InvalidParameter, choose_format, write_npy
 from worker.store import TERMINAL, GraphRecord
 
 router = APIRouter(prefix="/v1", tags=["one-shot"])
+
+_LOOK_S = 5.0  # how often a waiting request makes sure that somebody works; a worker may just be starting
 
 _ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {
@@ -86,9 +89,7 @@ async def _build(request: Request, backend: Backend, spec: GraphSpec) -> Respons
     media = choose_format(request.headers.get("accept"), (NPZ, NPY))
     dataset, _ = await receive_points(request, backend.store, backend.settings, spec)
     check_wish_on(dataset, spec, backend.settings)
-    record = await backend.ask_graph(dataset.id, spec, backend.settings.oneshot_wait_s)
-    if record is None:
-        raise GraphDeleted
+    record = await _wait(await backend.ask_graph(dataset.id, spec), backend)
     if record.state not in TERMINAL:
         return await graph_answer(record, backend)
     if record.state != "ready":
@@ -102,6 +103,18 @@ async def _build(request: Request, backend: Backend, spec: GraphSpec) -> Respons
         )
     pieces = graph_npz(backend.store, record)
     return await stream_answer(request, pieces, NPZ, npz_etag(record), location=f"{location}/arrays")
+
+
+async def _wait(record: GraphRecord, backend: Backend) -> GraphRecord:
+    """Wait up to `oneshot_wait_s` seconds; raises NotReady once nobody is there who could build the graph."""
+    deadline = time.monotonic() + backend.settings.oneshot_wait_s
+    while record.state not in TERMINAL and (left_s := deadline - time.monotonic()) > 0:
+        record = await backend.wait_graph(record, min(left_s, _LOOK_S))
+        if record.state not in TERMINAL and not await backend.store.workers():
+            raise NotReady(
+                f"no worker is running, start one with `pcct work`; graph {record.id} stays queued until then"
+            )
+    return record
 
 
 def _failure(record: GraphRecord) -> Exception:

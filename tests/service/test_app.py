@@ -21,7 +21,12 @@ def test_importing_the_app_loads_no_compiler():
 
 async def test_documentation_describes_every_route(service):
     assert (await service.client.get("/docs")).status_code == 200
-    paths = (await service.client.get("/openapi.json")).json()["paths"]
+    document = (await service.client.get("/openapi.json")).json()
+    paths = document["paths"]
+    assert "HTTPValidationError" not in document["components"]["schemas"]
+    for path, methods in paths.items():
+        for method, operation in methods.items():
+            assert "application/problem+json" in operation["responses"]["4XX"]["content"], (method, path)
     assert {
         "/v1/datasets",
         "/v1/datasets/{dataset_id}",

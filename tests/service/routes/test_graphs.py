@@ -346,7 +346,9 @@ async def test_delete_graph_cancels_and_forgets(service):
     id = (await service.ask(dataset, wait=None, **KNN)).json()["id"]
     await asyncio.to_thread(service.gate.started.wait)
     waiting = asyncio.create_task(service.ask(dataset, wait=20, **KNN))
-    await asyncio.sleep(0.05)
+    waiters = service.app.state.backend.store._watch._waiting
+    while id not in waiters:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
     assert (await service.client.delete(f"/v1/graphs/{id}")).status_code == 204
     assert (await waiting).json()["type"] == "/problems/graph-deleted"
     assert (await service.client.get(f"/v1/graphs/{id}")).status_code == 404

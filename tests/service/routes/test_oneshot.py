@@ -70,6 +70,15 @@ async def test_oneshot_that_takes_too_long_goes_on_as_a_graph(start_service):
         assert done.json()["state"] == "ready"
 
 
+async def test_oneshot_does_not_wait_for_workers_that_are_not_there(start_service, monkeypatch):
+    monkeypatch.setattr("service.routes.oneshot._LOOK_S", 0.05)
+    async with start_service(worker=False) as service:
+        answer = await service.client.post("/v1/knn?k=4", content=npy(POINTS))
+        assert answer.status_code == 503
+        assert answer.json()["type"] == "/problems/not-ready"
+        assert "no worker is running" in answer.json()["detail"]
+
+
 BAD = {
     "k = 0": ("knn?k=0", POINTS, "invalid-spec", "field", "k"),
     "k = n": ("knn?k=50", POINTS, "invalid-spec", "field", "k"),
