@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from types import TracebackType
 from typing import Any, Self, cast
 
@@ -65,7 +65,9 @@ async def receive_points(
         async for piece in _pieces(request, settings.upload_idle_s):
             for rows in decoder.feed(piece):
                 await arrival.take(rows, decoder.layout)
-        for rows in decoder.finish():
+        # What had to be held whole (JSON, Fortran order) is turned in a thread, so that nobody else waits for it.
+        rest = decoder.finish()
+        while (rows := await asyncio.to_thread(_next_rows, rest)) is not None:
             await arrival.take(rows, decoder.layout)
         return await arrival.commit()
 
@@ -135,6 +137,10 @@ class _Arrival:
                 if self._spec is not None and self._spec.metric == metric:
                     raise
                 self._faults[name] = {"row": fault.row, "detail": str(fault)}
+
+
+def _next_rows(blocks: Iterator[Points]) -> Points | None:
+    return next(blocks, None)
 
 
 def _metric_name(metric: Metric) -> str:
