@@ -57,7 +57,7 @@ async def receive_points(
     decoder = points_decoder(
         request.headers.get("content-type"),
         request.headers.get("content-encoding"),
-        int(length) if length.isdigit() else None,
+        int(length) if length.isdecimal() else None,
         request.query_params,
         settings.limits,
     )
@@ -67,8 +67,8 @@ async def receive_points(
                 await arrival.take(rows, decoder.layout)
         # What had to be held whole (JSON, Fortran order) is turned in a thread, so that nobody else waits for it.
         rest = decoder.finish()
-        while (rows := await asyncio.to_thread(_next_rows, rest)) is not None:
-            await arrival.take(rows, decoder.layout)
+        while (last := await asyncio.to_thread(_next_rows, rest)) is not None:
+            await arrival.take(last, decoder.layout)
         return await arrival.commit()
 
 
