@@ -4,6 +4,8 @@ settings   every option of the HTTP process, from PCCT_... environment variables
 wire       array formats; no I/O
 problems   exception -> problem+json, one table
 intake     one uploaded body into the store, bounded and all or nothing
+answers    stored arrays out of it, with their validators
+backend    settings, store and queue, as the routes see them
 app        create_app(settings): the routes, with the store and the queue behind them
 routes/    one module per resource
 serve      the API process
