@@ -18,6 +18,7 @@ from pcct_client.graph import Graph
 
 T = TypeVar("T")
 
+_SHORTEST_TIMEOUT_S = 0.01
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -273,8 +274,11 @@ def _uses_proxies(base: httpx.URL) -> bool:
 
 
 def _timeouts(call: Call) -> httpx.Timeout:
-    read_s = call.read_timeout_s()
-    return httpx.Timeout(read_s, connect=call.deadline.left_s(calls.CONNECT_TIMEOUT_S))
+    """Return the timeouts of one request. Raises WaitTimeout when there is no time for it."""
+    call.check_deadline()
+    # A socket's timeout of 0 would mean "do not block" and fail as a broken connection.
+    silence_s = max(_SHORTEST_TIMEOUT_S, call.read_timeout_s())
+    return httpx.Timeout(silence_s, connect=min(silence_s, calls.CONNECT_TIMEOUT_S))
 
 
 def _pieces(call: Call, body: NpyBody) -> Iterator[bytes]:

@@ -287,3 +287,9 @@ def test_a_long_poll_leaves_time_for_its_answer(client, service):
     assert caught.value.graph_id == "g" * 64
     assert service.requests[0].headers["prefer"] == "wait=1"
     assert len(service.requests) < 12
+
+
+def test_a_timeout_between_two_requests_is_one_too(serve_raw):
+    absent = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    with Client(serve_raw(absent)) as client, pytest.raises(WaitTimeout, match=r"the answer .*within 0 s"):
+        client.upload(POINTS, timeout=0)
