@@ -23,8 +23,8 @@ class Graph:
     certificate: what was measured about the graph's exactness.
     telemetry:   the service's record of the build.
     timings:     wall seconds of this call: "upload"; "build", waited while it ran; "queue", waited besides, for a
-                 worker and for it to read the points and store the graph; "download". A graph that was there already takes
-                 next to none of "queue" and "build".
+                 worker and for it to read the points and store the graph; "download". A graph that was there takes next
+                 to none of "queue" and "build".
     """
 
     neighbors: NDArray[np.int32]
