@@ -14,9 +14,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pcct_core.graph import build_graph as build_graph
-    from pcct_core.graph import knn_graph as knn_graph
-    from pcct_core.graph import vecchia_graph as vecchia_graph
     from pcct_core.errors import Cancelled as Cancelled
     from pcct_core.errors import FileFormatError as FileFormatError
     from pcct_core.errors import InvalidInput as InvalidInput
@@ -24,6 +21,9 @@ if TYPE_CHECKING:
     from pcct_core.errors import InvalidSpec as InvalidSpec
     from pcct_core.errors import PcctError as PcctError
     from pcct_core.graph import Graph as Graph
+    from pcct_core.graph import build_graph as build_graph
+    from pcct_core.graph import knn_graph as knn_graph
+    from pcct_core.graph import vecchia_graph as vecchia_graph
     from pcct_core.spec import Cosine as Cosine
     from pcct_core.spec import Euclidean as Euclidean
     from pcct_core.spec import GraphSpec as GraphSpec
@@ -36,7 +36,7 @@ _HOME = {
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
-__all__ = sorted(_MODULE_OF)  # noqa: PLE0605  (the table above is the one list of public names)
+__all__ = sorted(_MODULE_OF)
 
 
 def __getattr__(name: str) -> Any:

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from os import PathLike
-from typing import Any, Protocol, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pcct_core.certificate import Certificate
-from pcct_core.errors import Cancelled, InvalidSpec
-from pcct_core.points import as_points, check_request
-from pcct_core.spec import Euclidean, GraphSpec, Metric, Order, metric_from_json
+from pcct_core.errors import InvalidSpec
+from pcct_core.order import order_points
+from pcct_core.parallel import CancelToken, Crew, Progress
+from pcct_core.points import as_points, check_request, distances_out, embed
+from pcct_core.search import find_neighbors, find_predecessors
+from pcct_core.spec import GraphSpec, Metric, Order, metric_from_json
 from pcct_core.telemetry import Telemetry
-
-Progress: TypeAlias = Callable[[str, int, int], None]
-
-
-class CancelToken(Protocol):
-    """Anything with `is_set()`, such as `threading.Event`."""
-
-    def is_set(self) -> bool:
-        """Return True once the work should stop."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -101,9 +93,23 @@ def build_graph(
     """
     points = as_points(X)
     check_request(points, spec)
-    from pcct_core.brute import brute_force
-
-    return brute_force(points, spec, progress, cancel)
+    telemetry = Telemetry()
+    with Crew(threads, progress, cancel) as crew:
+        with telemetry.phase("prepare"):
+            embedded = embed(points, spec.metric)
+        n = points.shape[0]
+        neighbors = np.empty((n, spec.k), np.int32)
+        distances = np.empty((n, spec.k), embedded.dtype)
+        order = None
+        if spec.kind == "vecchia":
+            with telemetry.phase("order"):
+                order = order_points(points, embedded, spec.order, spec.seed, crew)
+            find_predecessors(embedded[order], spec.k, neighbors, distances, crew, telemetry)
+        else:
+            find_neighbors(embedded, spec.k, neighbors, distances, crew, telemetry)
+        distances_out(distances, spec.metric)
+        telemetry.counts.update(n=n, d=points.shape[1], k=spec.k, threads=crew.threads)
+    return Graph(neighbors, distances, order, spec, Certificate("tree", str(embedded.dtype)), telemetry)
 
 
 def knn_graph(

@@ -5,6 +5,7 @@ Importable without Numba, so the HTTP process can refuse an array before it cost
 
 from __future__ import annotations
 
+import math
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -41,7 +42,7 @@ def as_points(X: Any) -> Points:
     if array.shape[0] > MAX_POINTS:
         raise InvalidPoints(f"{array.shape[0]} points are more than the {MAX_POINTS} that int32 indices can name")
     dtype = np.float32 if array.dtype.kind == "f" and array.dtype.itemsize == 4 else np.float64
-    points: Points = np.ascontiguousarray(array, dtype=dtype)
+    points: Points = np.ascontiguousarray(array, dtype=dtype)  # type: ignore[assignment]
     check_finite(points)
     return points
 
@@ -104,3 +105,62 @@ def check_metric(points: Points, metric: Metric, first_row: int = 0) -> None:
         if zero.any():
             row = first_row + int(np.argmax(zero))
             raise InvalidPoints(f"row {row} is all zeros; the cosine distance is not defined there", row)
+
+
+def embed(points: Points, metric: Metric) -> Points:
+    """Return the points where plain Euclidean distance orders neighbors as the metric does; C-contiguous, maybe the input.
+
+    points: (n, d), checked for the metric. Euclidean: coordinates over lengthscales, same type. Haversine: unit vectors of
+    R^3, always float64 (a float32 chord resolves half a metre). Cosine: rows over their norms, same type.
+    Raises InvalidPoints when squared distances would overflow.
+    """
+    embedded: Points
+    if isinstance(metric, Haversine):
+        radians = np.radians(points.astype(np.float64))
+        lon, lat = radians[:, 0], radians[:, 1]
+        return np.ascontiguousarray(
+            np.column_stack((np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)))
+        )
+    if isinstance(metric, Cosine):
+        scaled = points / np.abs(points).max(axis=1, keepdims=True)  # the squares of tiny rows would be lost
+        embedded = scaled / np.sqrt(np.square(scaled).sum(axis=1, keepdims=True, dtype=np.float64))
+        return np.ascontiguousarray(embedded, dtype=points.dtype)  # type: ignore[return-value]
+    embedded = points
+    if metric.lengthscale is not None:
+        with np.errstate(over="ignore"):
+            embedded = points / np.asarray(metric.lengthscale, points.dtype)
+    largest = float(np.sqrt(np.finfo(points.dtype).max / points.shape[1])) / 4
+    beyond = ~(np.abs(embedded) <= largest)
+    if beyond.any():
+        row = int(np.argmax(beyond.any(axis=1)))
+        raise InvalidPoints(
+            f"row {row} has a coordinate beyond {largest:.2g} (over its lengthscale), where squared distances overflow "
+            f"{points.dtype}; rescale the points" + (" or use float64" if points.dtype == np.float32 else ""),
+            row,
+        )
+    return embedded
+
+
+def distances_out(distances: FloatArray, metric: Metric) -> None:
+    """Turn embedded distances into the metric's unit, in place; inf stays inf.
+
+    Haversine: km along the sphere, 2 R asin(chord / 2). Cosine: 1 - cos(angle) = chord² / 2.
+    """
+    if isinstance(metric, Haversine):
+        found = np.isfinite(distances)
+        np.divide(distances, 2.0, out=distances)
+        np.minimum(distances, 1.0, out=distances, where=found)
+        np.arcsin(distances, out=distances, where=found)
+        np.multiply(distances, 2.0 * EARTH_RADIUS_KM, out=distances)
+    elif isinstance(metric, Cosine):
+        np.square(distances, out=distances)
+        np.divide(distances, 2.0, out=distances)
+
+
+def distance_in(distance: float, metric: Metric) -> float:
+    """Return the embedded distance that a distance in the metric's unit stands for; the inverse of `distances_out`."""
+    if isinstance(metric, Haversine):
+        return 2.0 * math.sin(min(distance / EARTH_RADIUS_KM, math.pi) / 2.0)
+    if isinstance(metric, Cosine):
+        return math.sqrt(2.0 * distance)
+    return distance

@@ -16,10 +16,13 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from pcct_core.build import Tree
+from pcct_core.build import DEPTH, Tree, build_tree
 from pcct_core.parallel import Crew
-from pcct_core.simd import LANES, lowest_bit, reach_box, scan_bucket
-from pcct_core.topk import NO_ID, Best, clear_best, make_best, settle, write_rows
+from pcct_core.simd import LANES, drop_lowest_bit, lowest_bit, reach_box, scan_bucket
+from pcct_core.telemetry import Telemetry
+from pcct_core.topk import NO_ID, clear_best, make_best, open_front, settle, write_rows
+
+_FIRST_RANKS = 2048  # ranks that share one tree; fewer would not fill the threads
 
 
 class Queries(NamedTuple):
@@ -55,16 +58,62 @@ class _Walk(NamedTuple):
     middle: Any
 
 
+def find_neighbors(
+    points: NDArray[Any],
+    k: int,
+    neighbors: NDArray[np.int32],
+    distances: NDArray[Any],
+    crew: Crew,
+    telemetry: Telemetry,
+) -> None:
+    """Write the k nearest other points of every point: neighbors int32 (n, k), distances T (n, k); points T (n, d)."""
+    n = points.shape[0]
+    with telemetry.phase("tree"):
+        tree = build_tree(points, crew)
+    limit = np.full(n, NO_ID, np.int32)
+    queries = Queries(points, tree.ids[:n], limit, np.arange(n, dtype=np.int32))
+    with telemetry.phase("search"):
+        search_tree(tree, queries, k, neighbors, distances, crew)
+
+
+def find_predecessors(
+    points: NDArray[Any],
+    k: int,
+    neighbors: NDArray[np.int32],
+    distances: NDArray[Any],
+    crew: Crew,
+    telemetry: Telemetry,
+) -> None:
+    """Write the k nearest of rows 0 … r-1 for every row r of points, T (n, d) in rank order; arrays as in `find_neighbors`.
+
+    Prefix doubling: ranks [p/2, p) search the tree of ranks below p, then p halves. So at least half of what a query
+    meets is allowed, and all trees together cost twice the last one. Source: Gu, Napier, Sun, Wang 2022, section 4.
+    """
+    n = points.shape[0]
+    limit = np.arange(n, dtype=np.int32)
+    itself = np.full(n, -1, np.int32)
+    stop = n
+    while stop > 0:
+        start = stop // 2 if stop > _FIRST_RANKS else 0
+        with telemetry.phase("tree"):
+            tree = build_tree(points[:stop], crew)
+        rows = tree.ids[:stop]
+        queries = Queries(points, rows[rows >= start], limit, itself)
+        with telemetry.phase("search"):
+            search_tree(tree, queries, k, neighbors, distances, crew)
+        stop = start
+
+
 def search_tree(
-    tree: Tree, queries: Queries, k: int, neighbors: NDArray[np.int32], distances: NDArray[Any], crew: Crew, phase: str
+    tree: Tree, queries: Queries, k: int, neighbors: NDArray[np.int32], distances: NDArray[Any], crew: Crew
 ) -> None:
     """Find the k nearest of every asked row; write rows of neighbors, int32 (m, k), and distances, T (m, k)."""
     groups = (len(queries.rows) + LANES - 1) // LANES
-    crew.run(phase, groups, lambda a, b: search_groups(tree, queries, k, a, b, neighbors, distances), grain=4)
+    crew.run("search", groups, lambda a, b: search_groups(tree, queries, k, a, b, neighbors, distances), grain=4)
 
 
 @njit(nogil=True, cache=True)
-def search_groups(tree, queries, k, first, last, neighbors, distances):  # type: ignore[no-untyped-def]
+def search_groups(tree, queries, k, first, last, neighbors, distances):
     """Search for the groups [first, last), each 32 consecutive entries of queries.rows."""
     group = make_group(tree)
     walk = make_walk(tree)
@@ -73,23 +122,18 @@ def search_groups(tree, queries, k, first, last, neighbors, distances):  # type:
     for number in range(first, last):
         lanes, highest = load_group(group, queries, number)
         clear_best(best, lanes)
-        waiting = start_walk(walk)
-        widest = best.bounds[0]
-        appended = 0
-        while waiting > 0:
-            waiting, node = next_bucket(tree, walk, waiting, group, widest, highest)
-            if node < 0:
-                break
-            appended = max(appended, scan_node(tree, node, group, best, squared))
-            if appended > best.room - LANES:
-                widest = settle(best, lanes)
-                appended = 0
+        front = open_front(best)
+        waiting, node = next_bucket(tree, walk, start_walk(walk), group, front, highest)
+        while node >= 0:
+            if scan_node(tree, node, group, best, squared) > best.room - LANES:
+                front = settle(best, lanes)
+            waiting, node = next_bucket(tree, walk, waiting, group, front, highest)
         settle(best, lanes)
         write_rows(best, lanes, group.rows, neighbors, distances)
 
 
 @njit(nogil=True)
-def make_group(tree):  # type: ignore[no-untyped-def]
+def make_group(tree):
     """Return an empty group for the tree's dimension and type."""
     dtype = tree.coords.dtype
     return _Group(
@@ -103,7 +147,7 @@ def make_group(tree):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True)
-def load_group(group, queries, number):  # type: ignore[no-untyped-def]
+def load_group(group, queries, number):
     """Fill the group with entries [32 number, …) of queries.rows; return how many there are and their highest limit."""
     start = number * LANES
     lanes = min(LANES, queries.rows.shape[0] - start)
@@ -128,14 +172,14 @@ def load_group(group, queries, number):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True)
-def make_walk(tree):  # type: ignore[no-untyped-def]
+def make_walk(tree):
     """Return a stack that is deep enough for any depth-first walk of the tree."""
     dtype = tree.coords.dtype
-    return _Walk(np.empty(tree.stack + 1, np.int32), np.empty(tree.stack + 1, dtype), np.empty(tree.stack + 1, dtype))
+    return _Walk(np.empty(DEPTH, np.int32), np.empty(DEPTH, dtype), np.empty(DEPTH, dtype))
 
 
 @njit(nogil=True)
-def start_walk(walk):  # type: ignore[no-untyped-def]
+def start_walk(walk):
     """Put the root on the stack; return the number of waiting nodes."""
     walk.nodes[0] = 0
     walk.reach[0] = 0
@@ -144,29 +188,39 @@ def start_walk(walk):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True)
-def next_bucket(tree, walk, waiting, group, widest, highest):  # type: ignore[no-untyped-def]
+def next_bucket(tree, walk, waiting, group, front, highest):
     """Walk on to the next leaf within reach; return the number of waiting nodes and the leaf, -1 when none is left.
 
-    widest: T, largest squared bound of the group. highest: int32, subtrees without an index below it are passed over.
+    front: what the group can still gain from. highest: int32, subtrees without an index below it are passed over.
     """
     while waiting > 0:
         waiting -= 1
-        if walk.reach[waiting] > widest:
-            continue
         node = walk.nodes[waiting]
+        if out_of_reach(walk.reach[waiting], tree.lowest[node], front):
+            continue
         if tree.skip[node] == node + 1:
             return waiting, node
         floor = waiting
-        child = node + 1
-        while child < tree.skip[node]:
-            if tree.lowest[child] < highest:
-                waiting = push_node(tree, walk, floor, waiting, child, group, widest)
-            child = tree.skip[child]
-    return waiting, -1
+        left, right = node + 1, np.int64(tree.skip[node + 1])
+        # Of two equally near children the left one comes first: among equal points it has the lower indices.
+        if tree.lowest[right] < highest:
+            waiting = push_node(tree, walk, floor, waiting, right, group, front)
+        if tree.lowest[left] < highest:
+            waiting = push_node(tree, walk, floor, waiting, left, group, front)
+    return waiting, np.int64(-1)
 
 
 @njit(nogil=True)
-def push_node(tree, walk, floor, waiting, node, group, widest):  # type: ignore[no-untyped-def]
+def out_of_reach(reach, lowest, front):
+    """Return True when no query of the group can gain from a subtree: all of it is too far, or ties with higher indices.
+
+    reach: T, squared distance of its box to the group's. lowest: int32, its lowest index.
+    """
+    return reach > front.bound or (lowest > front.index and np.sqrt(reach) >= front.distance)
+
+
+@njit(nogil=True)
+def push_node(tree, walk, floor, waiting, node, group, front):
     """Put a node on the stack among its siblings [floor, waiting), farthest from the group's middle lowest."""
     reach = walk.reach.dtype.type(0)
     middle = reach
@@ -181,7 +235,7 @@ def push_node(tree, walk, floor, waiting, node, group, widest):  # type: ignore[
         gap = max(low - center, center - high)
         if gap > 0:
             middle += gap * gap
-    if reach > widest:
+    if out_of_reach(reach, tree.lowest[node], front):
         return waiting
     at = waiting
     while at > floor and walk.middle[at - 1] < middle:
@@ -192,7 +246,7 @@ def push_node(tree, walk, floor, waiting, node, group, widest):  # type: ignore[
 
 
 @njit(nogil=True)
-def scan_node(tree, node, group, best, squared):  # type: ignore[no-untyped-def]
+def scan_node(tree, node, group, best, squared):
     """Let every query that can gain from the leaf's bucket append what is within its bound; return the largest count."""
     bucket = tree.bucket[node]
     first = bucket * LANES
@@ -201,14 +255,13 @@ def scan_node(tree, node, group, best, squared):  # type: ignore[no-untyped-def]
     active = reach_box(group.coords, best.bounds, tree.low, tree.high, node, tree.d)
     while active != 0:
         lane = lowest_bit(active)
-        active &= active - np.uint32(1)
-        near = scan_bucket(
-            tree.coords, offset, tree.d, group.coords, lane, tree.ids, first, group.limit[lane], best.bounds[lane], squared
-        )
+        active = drop_lowest_bit(active)
+        limit, bound = group.limit[lane], best.bounds[lane]
+        near = scan_bucket(tree.coords, offset, tree.d, group.coords, lane, tree.ids, first, limit, bound, squared)
         count = best.counts[lane]
         while near != 0:
             place = lowest_bit(near)
-            near &= near - np.uint32(1)
+            near = drop_lowest_bit(near)
             index = tree.ids[first + place]
             if index != group.itself[lane]:
                 at = (best.size + count) * LANES + lane

@@ -55,12 +55,12 @@ def _widest(array_type: Any) -> int:
 
 
 @intrinsic
-def _scan_bucket(  # type: ignore[no-untyped-def]
-    typingctx, coords, offset, d, query, column, ids, first, limit, bound, out
-):
-    signature = types.uint32(coords, types.intp, types.intp, query, types.intp, ids, types.intp, types.int32, coords.dtype, out)
+def _scan_bucket(typingctx, coords, offset, d, query, column, ids, first, limit, bound, out):
+    signature = types.uint32(
+        coords, types.intp, types.intp, query, types.intp, ids, types.intp, types.int32, coords.dtype, out
+    )
 
-    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, sig, args):
         coords_t, _, _, query_t, _, ids_t, _, _, _, out_t = sig.args
         coords_v, offset_v, d_v, query_v, column_v, ids_v, first_v, limit_v, bound_v, out_v = args
         lanes = _widest(coords_t)
@@ -101,10 +101,10 @@ def _scan_bucket(  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def _reach_box(typingctx, queries, bounds, low, high, node, d):  # type: ignore[no-untyped-def]
+def _reach_box(typingctx, queries, bounds, low, high, node, d):
     signature = types.uint32(queries, bounds, low, high, types.intp, types.intp)
 
-    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, sig, args):
         queries_t, bounds_t, low_t, high_t, _, _ = sig.args
         queries_v, bounds_v, low_v, high_v, node_v, d_v = args
         lanes = _widest(queries_t)
@@ -134,7 +134,9 @@ def _reach_box(typingctx, queries, bounds, low, high, node, d):  # type: ignore[
         mask = ir.Constant(ir.IntType(32), 0)
         for part, total in enumerate(totals):
             start = ir.Constant(intp, part * lanes)
-            reach = builder.fcmp_ordered("<=", builder.load(total), _load(builder, context, bounds_t, bounds_v, start, lanes))
+            reach = builder.fcmp_ordered(
+                "<=", builder.load(total), _load(builder, context, bounds_t, bounds_v, start, lanes)
+            )
             mask = builder.or_(mask, builder.shl(_bits(builder, reach), ir.Constant(ir.IntType(32), part * lanes)))
         return mask
 
@@ -142,10 +144,10 @@ def _reach_box(typingctx, queries, bounds, low, high, node, d):  # type: ignore[
 
 
 @intrinsic
-def _order_rows(typingctx, distances, ids, low, high):  # type: ignore[no-untyped-def]
+def _order_rows(typingctx, distances, ids, low, high):
     signature = types.void(distances, ids, types.intp, types.intp)
 
-    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, sig, args):
         distances_t, ids_t, _, _ = sig.args
         distances_v, ids_v, low_v, high_v = args
         lanes = _widest(distances_t)
@@ -170,8 +172,8 @@ def _order_rows(typingctx, distances, ids, low, high):  # type: ignore[no-untype
 
 
 @intrinsic
-def _lowest_bit(typingctx, mask):  # type: ignore[no-untyped-def]
-    def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+def _lowest_bit(typingctx, mask):
+    def codegen(context, builder, sig, args):
         return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
 
     return types.uint32(types.uint32), codegen
@@ -180,7 +182,16 @@ def _lowest_bit(typingctx, mask):  # type: ignore[no-untyped-def]
 if config.DISABLE_JIT:
 
     def scan_bucket(  # noqa: D103  (documented at its compiled twin below)
-        coords: Any, offset: int, d: int, queries: Any, lane: int, ids: Any, first: int, limit: int, bound: Any, out: Any
+        coords: Any,
+        offset: int,
+        d: int,
+        queries: Any,
+        lane: int,
+        ids: Any,
+        first: int,
+        limit: int,
+        bound: Any,
+        out: Any,
     ) -> int:
         total = np.zeros(LANES, coords.dtype)
         for c in range(d):
@@ -207,13 +218,16 @@ if config.DISABLE_JIT:
     def lowest_bit(mask: int) -> int:  # noqa: D103
         return (mask & -mask).bit_length() - 1
 
+    def drop_lowest_bit(mask: int) -> int:  # noqa: D103
+        return mask & (mask - 1)
+
     def _pack(flags: Any) -> int:
         return int.from_bytes(np.packbits(flags, bitorder="little").tobytes(), "little")
 
 else:
 
     @njit(nogil=True)
-    def scan_bucket(coords, offset, d, queries, lane, ids, first, limit, bound, out):  # type: ignore[no-untyped-def]
+    def scan_bucket(coords, offset, d, queries, lane, ids, first, limit, bound, out):
         """Compute squared distances from one query to the 32 points of a bucket.
 
         coords:  T flat; the bucket's coordinates start at `offset`, dimension by dimension, LANES values each.
@@ -226,7 +240,7 @@ else:
         return _scan_bucket(coords, offset, d, queries, lane, ids, first, np.int32(limit), bound, out)
 
     @njit(nogil=True)
-    def reach_box(queries, bounds, low, high, node, d):  # type: ignore[no-untyped-def]
+    def reach_box(queries, bounds, low, high, node, d):
         """Return uint32 whose bit l is set where query l may have a point of the box within its bound.
 
         queries: T flat (d * LANES), as in `scan_bucket`. bounds: T (LANES), squared. low, high: T flat (nodes * d).
@@ -236,7 +250,7 @@ else:
         return _reach_box(queries, bounds, low, high, node, d)
 
     @njit(nogil=True)
-    def order_rows(distances, ids, low, high):  # type: ignore[no-untyped-def]
+    def order_rows(distances, ids, low, high):
         """Exchange two rows of LANES (distance, id) pairs lane by lane where row `high` sorts before row `low`.
 
         This comparison, (distance, then lower index), is the only place where ties are decided.
@@ -245,6 +259,11 @@ else:
         _order_rows(distances, ids, low, high)
 
     @njit(nogil=True)
-    def lowest_bit(mask):  # type: ignore[no-untyped-def]
+    def lowest_bit(mask):
         """Return the index of the lowest set bit of a uint32 that is not zero."""
         return _lowest_bit(mask)
+
+    @njit(nogil=True)
+    def drop_lowest_bit(mask):
+        """Return the uint32 mask without its lowest set bit."""
+        return np.uint32(mask & (mask - np.uint32(1)))

@@ -39,7 +39,7 @@ class Best(NamedTuple):
 
 
 @njit(nogil=True)
-def make_best(k, dtype_of):  # type: ignore[no-untyped-def]
+def make_best(k, dtype_of):
     """Return an empty Best for k neighbors with distances in the type of the array `dtype_of`."""
     size = 16
     while size < k:
@@ -51,7 +51,7 @@ def make_best(k, dtype_of):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True)
-def clear_best(best, lanes):  # type: ignore[no-untyped-def]
+def clear_best(best, lanes):
     """Forget all candidates; the first `lanes` queries accept everything, the others nothing."""
     best.distances[:] = np.inf
     best.ids[:] = NO_ID
@@ -61,7 +61,7 @@ def clear_best(best, lanes):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True)
-def sort_rows(distances, ids, first, size):  # type: ignore[no-untyped-def]
+def sort_rows(distances, ids, first, size):
     """Sort rows [first, first + size) in every lane; size is a power of two. Batcher's odd-even merge sort."""
     p = 1
     while p < size:
@@ -78,7 +78,7 @@ def sort_rows(distances, ids, first, size):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True)
-def merge_rows(distances, ids, first, size):  # type: ignore[no-untyped-def]
+def merge_rows(distances, ids, first, size):
     """Leave in rows [0, size) the lowest of them and of rows [first, first + size), sorted; both come sorted."""
     for i in range(size):
         order_rows(distances, ids, i, first + size - 1 - i)
@@ -90,9 +90,23 @@ def merge_rows(distances, ids, first, size):  # type: ignore[no-untyped-def]
         step >>= 1
 
 
+class Front(NamedTuple):
+    """What a group can still gain from: the largest bound (squared), k-th distance and k-th index of its queries."""
+
+    bound: Any
+    distance: Any
+    index: Any
+
+
 @njit(nogil=True)
-def settle(best, lanes):  # type: ignore[no-untyped-def]
-    """Sort and merge what was appended, lower the bounds of the first `lanes` queries, return the largest of them.
+def open_front(best):
+    """Return the front of a group that has found nothing yet: everything can be gained."""
+    return Front(best.bounds[0], best.bounds[0], NO_ID)
+
+
+@njit(nogil=True)
+def settle(best, lanes):
+    """Sort and merge what was appended, lower the bounds of the first `lanes` queries, return their front.
 
     The bound is on squared distances. A point whose rounded distance is ≤ the k-th best r has
     sqrt(s) (1 - u) ≤ r, so s ≤ r² (1 + 3u); r * r is computed within (1 ± u) or, near underflow, within the smallest
@@ -102,26 +116,29 @@ def settle(best, lanes):  # type: ignore[no-untyped-def]
     rows = 0
     for lane in range(lanes):
         rows = max(rows, best.counts[lane])
+        best.counts[lane] = 0
     for first in range(size, size + rows, size):
         sort_rows(distances, ids, first, size)
         merge_rows(distances, ids, first, size)
     stop = size + (rows + size - 1) // size * size
     distances[size * LANES : stop * LANES] = np.inf
     ids[size * LANES : stop * LANES] = NO_ID
-    zero = distances.dtype.type(0)
-    slack = distances.dtype.type(1) + distances.dtype.type(8) * distances.dtype.type(np.finfo(distances.dtype).eps)
-    tiny = distances.dtype.type(np.finfo(distances.dtype).tiny)
-    widest = zero
+    number = distances.dtype.type
+    slack = number(1) + number(8) * number(np.finfo(distances.dtype).eps)
+    tiny = number(np.finfo(distances.dtype).tiny)
+    last = (best.k - 1) * LANES
+    bound, distance, index = number(0), number(0), np.int32(0)
     for lane in range(lanes):
-        best.counts[lane] = 0
-        r = distances[(best.k - 1) * LANES + lane]
+        r = distances[last + lane]
         best.bounds[lane] = r * r * slack + tiny
-        widest = max(widest, best.bounds[lane])
-    return widest
+        bound = max(bound, best.bounds[lane])
+        distance = max(distance, r)
+        index = max(index, ids[last + lane])
+    return Front(bound, distance, index)
 
 
 @njit(nogil=True)
-def write_rows(best, lanes, rows, neighbors, distances):  # type: ignore[no-untyped-def]
+def write_rows(best, lanes, rows, neighbors, distances):
     """Write the k best of the first `lanes` queries to their rows of the answer.
 
     rows: int32 (LANES), row of each query. neighbors: int32 (n, k), -1 where there is none. distances: T (n, k).
