@@ -16,7 +16,8 @@ from pcct_core.points import as_points, check_request
 from pcct_core.spec import GraphSpec
 
 if TYPE_CHECKING:
-    from pcct_core.graph import Graph, Progress
+    from pcct_core.graph import Graph
+    from pcct_core.parallel import Progress
 
 _LINE_EVERY_S = 2.0
 _MAGIC = b"\x93NUMPY"

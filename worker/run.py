@@ -29,7 +29,8 @@ from worker.store import DamagedData, GraphRecord, Store, UnknownDataset
 from worker.tasks import Queue
 
 if TYPE_CHECKING:
-    from pcct_core.graph import CancelToken, Graph, Progress
+    from pcct_core.graph import Graph
+    from pcct_core.parallel import CancelToken, Progress
 
 T = TypeVar("T")
 

@@ -25,6 +25,7 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 from redis.commands.core import AsyncScript
+from redis.exceptions import ConnectionError as StoreConnectionError
 from redis.exceptions import RedisError
 
 from pcct_core.errors import PcctError
@@ -171,14 +172,14 @@ def graph_id(dataset_id: str, spec: GraphSpec) -> str:
 def open_redis(settings: SharedSettings) -> Redis:
     """Return a client for the settings' store; connects on first use.
 
-    One quick retry covers a store that has just restarted; an outage surfaces as a RedisError within seconds.
+    One quick retry covers a store that has just restarted. An outage surfaces as a RedisError at once, a store that
+    hangs within `store_timeout_s`.
     """
     client: Redis = Redis.from_url(
         settings.store_url,
         socket_timeout=settings.store_timeout_s,
         socket_connect_timeout=min(2.0, settings.store_timeout_s),
-        health_check_interval=30,
-        retry=Retry(ExponentialBackoff(cap=0.1, base=0.02), 1),
+        retry=Retry(ExponentialBackoff(cap=0.1, base=0.02), 1, supported_errors=(StoreConnectionError,)),
     )
     return client
 

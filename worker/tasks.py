@@ -27,7 +27,7 @@ _TASK = "build"
 
 # A worker with a free hand blocks in the store until a job arrives, so a start takes milliseconds; this is only how
 # soon it looks up after finishing one.
-_LOOK_UP = timedelta(milliseconds=50)
+_LOOK_UP = timedelta(milliseconds=20)
 
 # Job records outlive their end by this much. Jobs return nothing, so a record is a few hundred bytes.
 _RECORD_TTL = timedelta(seconds=60)
