@@ -1,11 +1,20 @@
 """Exact neighbor graphs for Gaussian processes.
 
-bytes never reach this package: arrays come in, graphs go out. The map, each module using only those before it:
+Arrays come in, graphs go out. The map, each module using only those before it:
 
 errors        every named error
 spec          what graph is wanted, and its canonical form
 points        the door: validation of points, embedding of metrics into Euclidean space
-graph         the answer: neighbors, distances, order, certificate, telemetry
+telemetry     times and counts of one build
+certificate   what is known about a graph's exactness
+parallel      chunks of work on threads: progress and cancellation
+simd          the vector loops: scan a bucket, reach a box, exchange two rows
+topk          the k best of 32 queries at once; the one place where ties are decided
+build         the tree
+search        neighbors, predecessors, and all points within a radius
+order         Vecchia orders
+covertree     a tree to keep and to ask again
+graph         the answer, and the calls that make it
 
 Names load on first use, so reading a specification does not load the compiler.
 """
@@ -14,6 +23,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pcct_core.covertree import CoverTree as CoverTree
+    from pcct_core.covertree import Neighbors as Neighbors
+    from pcct_core.covertree import RadiusNeighbors as RadiusNeighbors
     from pcct_core.errors import Cancelled as Cancelled
     from pcct_core.errors import FileFormatError as FileFormatError
     from pcct_core.errors import InvalidInput as InvalidInput
@@ -32,6 +44,7 @@ if TYPE_CHECKING:
 _HOME = {
     "errors": ("Cancelled", "FileFormatError", "InvalidInput", "InvalidPoints", "InvalidSpec", "PcctError"),
     "spec": ("Cosine", "Euclidean", "GraphSpec", "Haversine"),
+    "covertree": ("CoverTree", "Neighbors", "RadiusNeighbors"),
     "graph": ("Graph", "build_graph", "knn_graph", "vecchia_graph"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}

@@ -64,23 +64,12 @@ def build_tree(points: NDArray[Any], crew: Crew) -> Tree:
     Cost: O(n d log n) time; 2 n (d + 1) numbers of memory beside the points, half of them released at the end.
     """
     n, d = points.shape
-    buckets = (n + LANES - 1) // LANES
-    nodes = 2 * buckets - 1
-    tree = Tree(
-        coords=np.empty(buckets * d * LANES, points.dtype),
-        ids=np.empty(buckets * LANES, np.int32),
-        low=np.empty(nodes * d, points.dtype),
-        high=np.empty(nodes * d, points.dtype),
-        skip=np.empty(nodes, np.int32),
-        bucket=np.empty(nodes, np.int32),
-        lowest=np.empty(nodes, np.int32),
-        n=n,
-        d=d,
-    )
+    tree = allocate_tree(n, d, points.dtype)
+    number_nodes(tree)
     work = points.copy()
     ids = np.arange(n, dtype=np.int32)
     finished: list[_Cut] = []
-    waiting = [_Cut(0, n, 0, buckets, 0)]
+    waiting = [_Cut(0, n, 0, len(tree.ids) // LANES, 0)]
     enough = max(2 * LANES, n // _TASKS)
     while waiting:
         halves = _cut_once(work, ids, waiting, tree, crew)
@@ -90,6 +79,23 @@ def build_tree(points: NDArray[Any], crew: Crew) -> Tree:
     crew.run("tree", len(tasks), lambda first, last: cut_subtrees(work, ids, tasks[first:last], tree))
     gather_lowest(tree)
     return tree
+
+
+def allocate_tree(n: int, d: int, dtype: Any) -> Tree:
+    """Return a tree for n points in d dimensions with nothing filled in."""
+    buckets = (n + LANES - 1) // LANES
+    nodes = 2 * buckets - 1
+    return Tree(
+        coords=np.empty(buckets * d * LANES, dtype),
+        ids=np.empty(buckets * LANES, np.int32),
+        low=np.empty(nodes * d, dtype),
+        high=np.empty(nodes * d, dtype),
+        skip=np.empty(nodes, np.int32),
+        bucket=np.empty(nodes, np.int32),
+        lowest=np.empty(nodes, np.int32),
+        n=n,
+        d=d,
+    )
 
 
 def _cut_once(work: NDArray[Any], ids: NDArray[np.int32], waiting: list[_Cut], tree: Tree, crew: Crew) -> list[_Cut]:
@@ -112,8 +118,6 @@ def cut_node(work, ids, tree, start, stop, bucket, end_bucket, node):
     are empty. Equal points are cut by index, so that a search among ties can pass over whole subtrees of higher ones.
     """
     axis = measure_box(work, start, stop, node, tree)
-    tree.skip[node] = node + 2 * (end_bucket - bucket) - 1
-    tree.bucket[node] = bucket
     half = (end_bucket - bucket) // 2
     if half == 0:
         fill_bucket(work, ids, start, stop, bucket, tree)
@@ -228,6 +232,19 @@ def fill_bucket(work, ids, start, stop, bucket, tree):
         tree.ids[bucket * LANES + place] = ids[start + place] if filled else NO_ID
         for c in range(d):
             tree.coords[(bucket * d + c) * LANES + place] = work[start + place, c] if filled else np.inf
+
+
+@njit(nogil=True, cache=True)
+def number_nodes(tree):
+    """Fill in skip and bucket of every node: the shape of the tree follows from its number of buckets."""
+    tree.bucket[0] = 0
+    tree.skip[0] = tree.skip.shape[0]
+    for node in range(tree.skip.shape[0]):
+        half = (tree.skip[node] - node + 1) // 4
+        if half > 0:
+            right = node + 2 * half
+            tree.bucket[node + 1], tree.skip[node + 1] = tree.bucket[node], right
+            tree.bucket[right], tree.skip[right] = tree.bucket[node] + half, tree.skip[node]
 
 
 @njit(nogil=True, cache=True)

@@ -20,7 +20,7 @@ from pcct_core.build import DEPTH, Tree, build_tree
 from pcct_core.parallel import Crew
 from pcct_core.simd import LANES, drop_lowest_bit, lowest_bit, reach_box, scan_bucket
 from pcct_core.telemetry import Telemetry
-from pcct_core.topk import NO_ID, clear_best, make_best, open_front, settle, write_rows
+from pcct_core.topk import NO_ID, Front, clear_best, make_best, open_front, radius_bound, settle, write_rows
 
 _FIRST_RANKS = 2048  # ranks that share one tree; fewer would not fill the threads
 
@@ -102,6 +102,34 @@ def find_predecessors(
         with telemetry.phase("search"):
             search_tree(tree, queries, k, neighbors, distances, crew)
         stop = start
+
+
+def order_queries(points: NDArray[Any], crew: Crew) -> NDArray[np.int32]:
+    """Return the rows of points, T (m, d), in an order in which neighbors stand together: that of their own tree."""
+    return build_tree(points, crew).ids[: points.shape[0]]
+
+
+def search_radius(
+    tree: Tree, queries: Queries, radius: float, crew: Crew
+) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[Any]]:
+    """Find all points within radius of every asked row, ascending by (distance, index), in CSR form.
+
+    Every row of queries.points must be asked once. radius: in T's arithmetic, the radius itself included.
+    Returns indptr int64 (m + 1,), neighbors int32 (nnz,), distances T (nnz,).
+    """
+    m = queries.points.shape[0]
+    groups = (len(queries.rows) + LANES - 1) // LANES
+    bound = tree.coords.dtype.type(radius)
+    indptr = np.zeros(m + 1, np.int64)
+    none = np.empty(0, np.int32), np.empty(0, tree.coords.dtype)
+    crew.run("count", groups, lambda a, b: collect_groups(tree, queries, bound, a, b, indptr, *none), grain=4)
+    np.cumsum(indptr, out=indptr)
+    neighbors = np.empty(indptr[m], np.int32)
+    distances = np.empty(indptr[m], tree.coords.dtype)
+    crew.run(
+        "search", groups, lambda a, b: collect_groups(tree, queries, bound, a, b, indptr, neighbors, distances), grain=4
+    )
+    return indptr, neighbors, distances
 
 
 def search_tree(
@@ -271,3 +299,65 @@ def scan_node(tree, node, group, best, squared):
         best.counts[lane] = count
         most = max(most, count)
     return most
+
+
+@njit(nogil=True, cache=True)
+def collect_groups(tree, queries, radius, first, last, indptr, neighbors, distances):
+    """Count, then collect, all points within radius for the groups [first, last).
+
+    While neighbors is empty: write each row's count to indptr[row + 1]. Else: indptr holds the offsets; write the row's
+    points there, sorted by (distance, index).
+    """
+    group = make_group(tree)
+    walk = make_walk(tree)
+    squared = np.empty(LANES, tree.coords.dtype)
+    bounds = np.empty(LANES, tree.coords.dtype)
+    for number in range(first, last):
+        lanes, highest = load_group(group, queries, number)
+        bounds[:lanes] = radius_bound(radius, squared)
+        bounds[lanes:] = -1
+        front = Front(bounds[0], radius + radius, NO_ID)
+        counts = np.zeros(LANES, np.int64)
+        waiting, node = next_bucket(tree, walk, start_walk(walk), group, front, highest)
+        while node >= 0:
+            collect_node(tree, node, group, radius, bounds, squared, counts, indptr, neighbors, distances)
+            waiting, node = next_bucket(tree, walk, waiting, group, front, highest)
+        for lane in range(lanes):
+            row = group.rows[lane]
+            if neighbors.shape[0] == 0:
+                indptr[row + 1] = counts[lane]
+            else:
+                sort_pairs(neighbors[indptr[row] : indptr[row + 1]], distances[indptr[row] : indptr[row + 1]])
+
+
+@njit(nogil=True)
+def collect_node(tree, node, group, radius, bounds, squared, counts, indptr, neighbors, distances):
+    """Count the leaf's points within radius of each query, and write them if there is room made for them."""
+    first = tree.bucket[node] * LANES
+    active = reach_box(group.coords, bounds, tree.low, tree.high, node, tree.d)
+    while active != 0:
+        lane = lowest_bit(active)
+        active = drop_lowest_bit(active)
+        limit, bound = group.limit[lane], bounds[lane]
+        near = scan_bucket(
+            tree.coords, first * tree.d, tree.d, group.coords, lane, tree.ids, first, limit, bound, squared
+        )
+        while near != 0:
+            place = lowest_bit(near)
+            near = drop_lowest_bit(near)
+            index, distance = tree.ids[first + place], np.sqrt(squared[place])
+            if distance <= radius and index != group.itself[lane]:
+                if neighbors.shape[0] > 0:
+                    at = indptr[group.rows[lane]] + counts[lane]
+                    neighbors[at] = index
+                    distances[at] = distance
+                counts[lane] += 1
+
+
+@njit(nogil=True)
+def sort_pairs(ids, distances):
+    """Sort (distance, id) pairs in place, ties to the lower id."""
+    by_id = np.argsort(ids)
+    order = by_id[np.argsort(distances[by_id], kind="mergesort")]
+    ids[:] = ids[order]
+    distances[:] = distances[order]

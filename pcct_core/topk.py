@@ -105,13 +105,21 @@ def open_front(best):
 
 
 @njit(nogil=True)
-def settle(best, lanes):
-    """Sort and merge what was appended, lower the bounds of the first `lanes` queries, return their front.
+def radius_bound(r, typed):
+    """Return a bound on squared distances that loses no point whose rounded distance is at most r.
 
-    The bound is on squared distances. A point whose rounded distance is ≤ the k-th best r has
-    sqrt(s) (1 - u) ≤ r, so s ≤ r² (1 + 3u); r * r is computed within (1 ± u) or, near underflow, within the smallest
-    normal number. The factor 1 + 8 eps (eps = 2u) and that addition cover both: no tie at the k-th place is lost.
+    r: T. typed: any array of T. Proof: such a point has sqrt(s) (1 - u) ≤ r, so s ≤ r² (1 + 3u); r * r is computed within
+    (1 ± u) or, near underflow, within the smallest normal number. The factor 1 + 8 eps (eps = 2u) and the addition of
+    that number cover both.
     """
+    number = typed.dtype.type
+    slack = number(1) + number(8) * number(np.finfo(typed.dtype).eps)
+    return r * r * slack + number(np.finfo(typed.dtype).tiny)
+
+
+@njit(nogil=True)
+def settle(best, lanes):
+    """Sort and merge what was appended, lower the bounds of the first `lanes` queries, return their front."""
     distances, ids, size = best.distances, best.ids, best.size
     rows = 0
     for lane in range(lanes):
@@ -123,14 +131,12 @@ def settle(best, lanes):
     stop = size + (rows + size - 1) // size * size
     distances[size * LANES : stop * LANES] = np.inf
     ids[size * LANES : stop * LANES] = NO_ID
-    number = distances.dtype.type
-    slack = number(1) + number(8) * number(np.finfo(distances.dtype).eps)
-    tiny = number(np.finfo(distances.dtype).tiny)
     last = (best.k - 1) * LANES
-    bound, distance, index = number(0), number(0), np.int32(0)
+    zero = distances.dtype.type(0)
+    bound, distance, index = zero, zero, np.int32(0)
     for lane in range(lanes):
         r = distances[last + lane]
-        best.bounds[lane] = r * r * slack + tiny
+        best.bounds[lane] = radius_bound(r, distances)
         bound = max(bound, best.bounds[lane])
         distance = max(distance, r)
         index = max(index, ids[last + lane])

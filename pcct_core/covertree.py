@@ -1,0 +1,229 @@
+"""A tree to keep: `CoverTree`, built once, asked many times, saved and loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from os import PathLike
+from typing import Any, NamedTuple
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pcct_core.build import Tree, allocate_tree, build_tree, gather_lowest, number_nodes
+from pcct_core.errors import FileFormatError, InvalidPoints, InvalidSpec
+from pcct_core.parallel import CancelToken, Crew, Progress
+from pcct_core.points import as_points, check_metric, check_shape, distance_in, distances_out, embed
+from pcct_core.search import Queries, order_queries, search_radius, search_tree
+from pcct_core.simd import LANES
+from pcct_core.spec import GraphSpec, Metric, metric_from_json
+from pcct_core.topk import NO_ID
+
+_FORMAT = "pcct cover tree"
+_VERSION = 1
+_ARRAYS = ("coords", "ids", "low", "high")
+
+
+class Neighbors(NamedTuple):
+    """Nearest points of each query: neighbors int32 (m, k), ascending by (distance, index), and distances T (m, k)."""
+
+    neighbors: NDArray[np.int32]
+    distances: NDArray[Any]
+
+
+class RadiusNeighbors(NamedTuple):
+    """All points within a radius of each query, in CSR form.
+
+    indptr: int64 (m + 1,); row i has neighbors[indptr[i]:indptr[i + 1]], ascending by (distance, index).
+    neighbors: int32 (nnz,). distances: T (nnz,), in the metric's unit.
+    """
+
+    indptr: NDArray[np.int64]
+    neighbors: NDArray[np.int32]
+    distances: NDArray[Any]
+
+
+class CoverTree:
+    """A point set, ready to be asked for neighbors; made by `CoverTree.fit` or `CoverTree.load`."""
+
+    def __init__(self, tree: Tree, metric: Metric, d: int) -> None:
+        self._tree = tree
+        self.metric = metric
+        self.d = d
+
+    @classmethod
+    def fit(
+        cls,
+        X: Any,
+        metric: Metric | str = "euclidean",
+        *,
+        progress: Progress | None = None,
+        cancel: CancelToken | None = None,
+        threads: int | None = None,
+    ) -> CoverTree:
+        """Build the tree of X, (n, d) real numbers with n ≥ 1; arguments and errors as in `build_graph`."""
+        points = as_points(X)
+        metric = metric_from_json(metric) if isinstance(metric, str) else metric
+        check_shape(max(2, points.shape[0]), points.shape[1], GraphSpec(k=1, metric=metric))
+        check_metric(points, metric)
+        with Crew(threads, progress, cancel) as crew:
+            return cls(build_tree(embed(points, metric), crew), metric, points.shape[1])
+
+    @property
+    def n(self) -> int:
+        """Number of points."""
+        return int(self._tree.n)
+
+    def __repr__(self) -> str:
+        return f"CoverTree(n={self.n}, d={self.d}, dtype={self._tree.coords.dtype}, metric={self.metric})"
+
+    def query(
+        self,
+        Q: Any,
+        k: int = 30,
+        *,
+        progress: Progress | None = None,
+        cancel: CancelToken | None = None,
+        threads: int | None = None,
+    ) -> Neighbors:
+        """Return the k nearest points of every query, 1 ≤ k ≤ n. Q: (m, d); a query that is a point of the tree finds it.
+
+        Raises InvalidPoints, InvalidSpec, Cancelled.
+        """
+        if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= self.n:
+            raise InvalidSpec(f"k is {k!r}; this tree of {self.n} points can give 1 ≤ k ≤ {self.n}", "k")
+        points = self._embedded_queries(Q)
+        m = points.shape[0]
+        neighbors = np.empty((m, int(k)), np.int32)
+        distances = np.empty((m, int(k)), points.dtype)
+        with Crew(threads, progress, cancel) as crew:
+            search_tree(self._tree, _external(points, crew), int(k), neighbors, distances, crew)
+        distances_out(distances, self.metric)
+        return Neighbors(neighbors, distances)
+
+    def query_radius(
+        self,
+        Q: Any,
+        radius: float,
+        *,
+        progress: Progress | None = None,
+        cancel: CancelToken | None = None,
+        threads: int | None = None,
+    ) -> RadiusNeighbors:
+        """Return all points within `radius` ≥ 0 (in the metric's unit, itself included) of every query. Q: (m, d).
+
+        Raises InvalidPoints, InvalidSpec, Cancelled.
+        """
+        reach = self._embedded_radius(radius)
+        points = self._embedded_queries(Q)
+        with Crew(threads, progress, cancel) as crew:
+            indptr, neighbors, distances = search_radius(self._tree, _external(points, crew), reach, crew)
+        distances_out(distances, self.metric)
+        return RadiusNeighbors(indptr, neighbors, distances)
+
+    def radius_graph(
+        self,
+        radius: float,
+        *,
+        progress: Progress | None = None,
+        cancel: CancelToken | None = None,
+        threads: int | None = None,
+    ) -> RadiusNeighbors:
+        """Return all other points within `radius` of every point of the tree; otherwise as `query_radius`."""
+        reach = self._embedded_radius(radius)
+        tree, n = self._tree, self.n
+        queries = Queries(_stored_points(tree), tree.ids[:n], np.full(n, NO_ID, np.int32), np.arange(n, dtype=np.int32))
+        with Crew(threads, progress, cancel) as crew:
+            indptr, neighbors, distances = search_radius(tree, queries, reach, crew)
+        distances_out(distances, self.metric)
+        return RadiusNeighbors(indptr, neighbors, distances)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the tree to a file that `CoverTree.load` reads; an uncompressed .npz with a checksum."""
+        tree = self._tree
+        header = {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "n": tree.n,
+            "d": self.d,
+            "metric": self.metric.to_json(),
+            "sha256": _digest(tree),
+        }
+        text = np.frombuffer(json.dumps(header, sort_keys=True).encode(), np.uint8)
+        with open(path, "wb") as file:  # noqa: PTH123  (np.savez would append .npz to a bare path)
+            np.savez(file, header=text, **{name: getattr(tree, name) for name in _ARRAYS})
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> CoverTree:
+        """Read a tree that `save` wrote.
+
+        Raises FileFormatError for another format or version, or a file that is cut short or damaged; OSError.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                header = json.loads(bytes(file["header"]))
+                if header["format"] != _FORMAT:
+                    raise FileFormatError(f"{path} is not a saved cover tree")
+                if header["version"] != _VERSION:
+                    raise FileFormatError(
+                        f"{path} has format version {header['version']}, this release reads version {_VERSION}; "
+                        "fit the tree again, or use the release that wrote it"
+                    )
+                return _restore(header, {name: file[name] for name in _ARRAYS})
+        except FileFormatError:
+            raise
+        except (BadZipFile, KeyError, ValueError, TypeError, EOFError) as error:
+            raise FileFormatError(f"{path} is not a saved cover tree, or is damaged; fit the tree again") from error
+
+    def _embedded_queries(self, Q: Any) -> NDArray[Any]:
+        queries = as_points(Q)
+        if queries.shape[1] != self.d:
+            raise InvalidPoints(f"queries have {queries.shape[1]} columns, the tree's points have {self.d}")
+        check_metric(queries, self.metric)
+        # A query is measured in the type of the tree's points: comparing them takes one arithmetic.
+        return np.ascontiguousarray(embed(queries, self.metric), dtype=self._tree.coords.dtype)
+
+    def _embedded_radius(self, radius: float) -> float:
+        if not 0.0 <= radius < np.inf:
+            raise InvalidSpec(f"radius is {radius}; use a finite number of at least 0", "radius")
+        return distance_in(float(radius), self.metric)
+
+
+def _external(points: NDArray[Any], crew: Crew) -> Queries:
+    m = points.shape[0]
+    return Queries(points, order_queries(points, crew), np.full(m, NO_ID, np.int32), np.full(m, -1, np.int32))
+
+
+def _stored_points(tree: Tree) -> NDArray[Any]:
+    """Return the tree's points in index order, T (n, d)."""
+    blocks = tree.coords.reshape(-1, tree.d, LANES).transpose(0, 2, 1).reshape(-1, tree.d)[: tree.n]
+    points = np.empty_like(blocks)
+    points[tree.ids[: tree.n]] = blocks
+    return points
+
+
+def _digest(tree: Tree) -> str:
+    digest = hashlib.sha256()
+    for name in _ARRAYS:
+        digest.update(getattr(tree, name))
+    return digest.hexdigest()
+
+
+def _restore(header: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> CoverTree:
+    """Return the tree of a file; nothing in it is trusted that a kernel would follow out of bounds."""
+    n, dtype = int(header["n"]), arrays["coords"].dtype
+    metric = metric_from_json(header["metric"])
+    buckets = (n + LANES - 1) // LANES
+    if n < 1 or dtype not in (np.float32, np.float64) or len(arrays["coords"]) % (buckets * LANES):
+        raise ValueError("shape")
+    tree = allocate_tree(n, len(arrays["coords"]) // (buckets * LANES), dtype)
+    for name in _ARRAYS:
+        getattr(tree, name)[:] = arrays[name]
+    if _digest(tree) != header["sha256"] or not np.array_equal(np.sort(tree.ids[:n]), np.arange(n)):
+        raise ValueError("content")
+    if (tree.ids[n:] != NO_ID).any():
+        raise ValueError("content")
+    number_nodes(tree)
+    gather_lowest(tree)
+    return CoverTree(tree, metric, int(header["d"]))
