@@ -1,0 +1,138 @@
+"""The oracle: every answer of the core by brute force in NumPy. Imports nothing of ours.
+
+Conventions, as in the product: distances in the type T of the points (float32 or float64), squares summed over the
+dimensions in order, then the root; ties go to the lower index; the point itself is excluded by its index; where there is no
+neighbor, index -1 and distance inf. Works in blocks of rows, so a few thousand points need no more than 100 MB.
+"""
+
+import numpy as np
+
+EARTH_RADIUS_KM = 6371.0088
+_BLOCK_VALUES = 1 << 21  # distances held at once
+
+
+def distance_block(Q, X):
+    """Return the distances from every row of Q, T (m, d), to every row of X, T (n, d), as T (m, n)."""
+    total = np.zeros((len(Q), len(X)), X.dtype)
+    for c in range(X.shape[1]):
+        diff = X[None, :, c] - Q[:, None, c]
+        total += diff * diff
+    return np.sqrt(total)
+
+
+def knn(X, k):
+    """Return neighbors int32 (n, k) and distances T (n, k): the k nearest other rows of every row of X, T (n, d)."""
+    return _nearest(X, X, k, lambda row: np.arange(len(X)) != row)
+
+
+def vecchia(X, k):
+    """Return neighbors and distances, (n, k): the k nearest among the rows before each row; X, T (n, d), in rank order."""
+    return _nearest(X, X, k, lambda row: np.arange(len(X)) < row)
+
+
+def query(X, Q, k):
+    """Return neighbors and distances, (m, k): the k nearest rows of X, T (n, d), to every row of Q, T (m, d)."""
+    return _nearest(X, Q, k, lambda row: np.ones(len(X), bool))
+
+
+def radius(X, Q, r):
+    """Return the rows of X within distance ≤ r of every row of Q, in compressed rows, ascending by (distance, index).
+
+    Returns starts int64 (m + 1,), neighbors int32 (starts[m],), distances T (starts[m],); those of query i are at
+    starts[i]:starts[i + 1].
+    """
+    neighbors, distances = [], []
+    for _, row in _rows(X, Q):
+        nearest = np.argsort(row, kind="stable").astype(np.int32)
+        inside = nearest[row[nearest] <= r]
+        neighbors.append(inside)
+        distances.append(row[inside])
+    starts = np.cumsum([0, *(len(inside) for inside in neighbors)], dtype=np.int64)
+    return starts, np.concatenate(neighbors), np.concatenate(distances)
+
+
+def maximin(X):
+    """Return the maximin order int64 (n,) and each point's distance to the points before it, T (n,), inf for the first.
+
+    The first point is the one nearest to the centroid, measured in float64; each next one is the farthest from all before.
+    """
+    centroid = X.mean(axis=0, dtype=np.float64)
+    first = np.argmin(np.square(X - centroid).sum(axis=1, dtype=np.float64))
+    order, distances = [int(first)], [X.dtype.type(np.inf)]
+    nearest = distance_block(X[first][None], X)[0]
+    for _ in range(len(X) - 1):
+        nearest[order[-1]] = -1
+        following = int(np.argmax(nearest))
+        order.append(following)
+        distances.append(nearest[following])
+        nearest = np.minimum(nearest, distance_block(X[following][None], X)[0])
+    return np.array(order, np.int64), np.array(distances, X.dtype)
+
+
+def scaled(X, lengthscale):
+    """Return the points over their lengthscales, T (n, d); lengthscale is one number or one per dimension."""
+    return X / np.asarray(lengthscale, X.dtype)
+
+
+def unit_vectors(X):
+    """Return (longitude, latitude) degrees, (n, 2), as points of the unit sphere, float64 (n, 3)."""
+    lon, lat = np.radians(X.astype(np.float64)).T
+    return np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], axis=1)
+
+
+def chord_km(chord):
+    """Return the km along the sphere that a chord of the unit sphere spans."""
+    return np.where(np.isinf(chord), np.inf, np.arcsin(np.minimum(chord / 2.0, 1.0)) * (2.0 * EARTH_RADIUS_KM))
+
+
+def great_circle_km(X, Q):
+    """Return the km from every (longitude, latitude) of Q, (m, 2), to every one of X, (n, 2): the haversine formula."""
+    lon, lat = np.radians(X.astype(np.float64)).T
+    lon_q, lat_q = np.radians(Q.astype(np.float64)).T[:, :, None]
+    h = np.sin((lat - lat_q) / 2) ** 2 + np.cos(lat) * np.cos(lat_q) * np.sin((lon - lon_q) / 2) ** 2
+    return 2 * EARTH_RADIUS_KM * np.arcsin(np.sqrt(np.minimum(h, 1)))
+
+
+def unit_rows(X):
+    """Return the rows of X, T (n, d), over their norms, which are summed in float64; T (n, d)."""
+    largest = X / np.abs(X).max(axis=1, keepdims=True)
+    return (largest / np.sqrt(np.square(largest).sum(axis=1, keepdims=True, dtype=np.float64))).astype(X.dtype)
+
+
+def chord_cosine(chord):
+    """Return the cosine distance, 1 - cos(angle), of two unit vectors that are `chord` apart."""
+    return chord * chord / 2
+
+
+def cosine_distances(X, Q):
+    """Return 1 - cos(angle) between every row of Q and every row of X, float64 (m, n), from dot products."""
+    X, Q = X.astype(np.float64), Q.astype(np.float64)
+    return 1 - (Q @ X.T) / (np.linalg.norm(Q, axis=1)[:, None] * np.linalg.norm(X, axis=1))
+
+
+def in_dataset_index(order, neighbors, distances):
+    """Return a graph whose rows and entries are ranks with both as dataset indices, row by row."""
+    renamed, moved = np.empty_like(neighbors), np.empty_like(distances)
+    for rank, index in enumerate(order):
+        renamed[index] = [order[entry] if entry >= 0 else -1 for entry in neighbors[rank]]
+        moved[index] = distances[rank]
+    return renamed, moved
+
+
+def _rows(X, Q):
+    """Yield (i, distances from Q[i] to every row of X)."""
+    step = max(1, _BLOCK_VALUES // len(X))
+    for start in range(0, len(Q), step):
+        yield from enumerate(distance_block(Q[start : start + step], X), start)
+
+
+def _nearest(X, Q, k, allowed):
+    """Return the k nearest rows of X to each row of Q among those where allowed(row of Q), bool (n,), is True."""
+    neighbors = np.full((len(Q), k), -1, np.int32)
+    distances = np.full((len(Q), k), np.inf, X.dtype)
+    for i, row in _rows(X, Q):
+        candidates = np.flatnonzero(allowed(i))
+        nearest = candidates[np.argsort(row[candidates], kind="stable")[:k]]
+        neighbors[i, : len(nearest)] = nearest
+        distances[i, : len(nearest)] = row[nearest]
+    return neighbors, distances
