@@ -20,6 +20,14 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest
 
+# Example: make bench ARGS="--case knn-d3-32k". The rivals are installed on the first call only.
+bench: $(VENV)/.installed-bench
+	$(BIN)/python tests/bench/run.py $(ARGS)
+
+$(VENV)/.installed-bench: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
+	@touch $@
+
 check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .

@@ -6,6 +6,7 @@ Everything heavy is imported by the command that needs it, so `pcct --help` answ
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -95,6 +96,17 @@ def graph(
 
     spec = _read_spec(kind=kind, k=k, metric=metric, order=order, seed=seed, lengthscale=lengthscale)
     print(build_file(points, spec, output))
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
+def bench(context: typer.Context) -> None:
+    """Time the core beside its rivals, in a source checkout; pcct bench --help tells the options."""
+    runner = Path(__file__).resolve().parents[1] / "tests" / "bench" / "run.py"
+    if not runner.is_file():
+        _fail(
+            "bench needs a source checkout, this is an installed package; clone the repository and call make bench", 1
+        )
+    sys.exit(subprocess.run([sys.executable, str(runner), *context.args], check=False).returncode)
 
 
 def _read_spec(*, metric: str, lengthscale: str | None, **fields: Any) -> GraphSpec:

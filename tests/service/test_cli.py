@@ -224,3 +224,15 @@ def test_import_is_light() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stderr == ""
     assert done.returncode == 0
+
+
+def test_bench_passes_options_and_exit_status_on(pcct: Callable[..., Outcome]) -> None:
+    assert pcct("bench", "--help").status == 0
+    assert pcct("bench", "--case", "nothing").status == 2
+
+
+def test_bench_says_that_it_needs_a_source_checkout(
+    pcct: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("service.cli.__file__", str(tmp_path / "service" / "cli.py"))
+    check_one_line(pcct("bench"), "source checkout", "make bench", status=1)
