@@ -184,23 +184,27 @@ def hilbert_order(points: NDArray[Any], crew: Crew) -> NDArray[np.int64]:
     n, d = points.shape
     bits = min(31, max(4, _HILBERT_WORD_BITS // d))
     low = points.min(axis=0).astype(np.float64)
-    side = float((points.max(axis=0) - low).max())
+    side = float((points.max(axis=0) - low).max()) or 1.0
     words = (bits * d + _HILBERT_WORD_BITS - 1) // _HILBERT_WORD_BITS
     keys = np.zeros((words, n), np.int64)
-    scale = (2.0**bits - 1.0) / side if side > 0.0 else 0.0
-    crew.run("order", n, lambda a, b: hilbert_keys(points, low, scale, bits, a, b, keys), grain=4096)
+    crew.run("order", n, lambda a, b: hilbert_keys(points, low, side, bits, a, b, keys), grain=4096)
     return np.lexsort(keys[::-1]).astype(np.int64)
 
 
 @njit(nogil=True, cache=True)
-def hilbert_keys(points, low, scale, bits, start, stop, keys):
-    """Write the curve position of rows [start, stop) to keys, int64 (words, n), most significant word first."""
+def hilbert_keys(points, low, side, bits, start, stop, keys):
+    """Write the curve position of rows [start, stop) to keys, int64 (words, n), most significant word first.
+
+    low: float64 (d,), corner of the bounding cube, and side > 0, its width; cells are cut 2^bits to a side.
+    """
     d = points.shape[1]
     axes = np.empty(d, np.int64)
     top = np.int64(1) << (bits - 1)
+    cells = 2.0**bits - 1.0
     for row in range(start, stop):
         for c in range(d):
-            axes[c] = np.int64((points[row, c] - low[c]) * scale)
+            # Divided first: cells / side overflows where the side is denormal.
+            axes[c] = np.int64((points[row, c] - low[c]) / side * cells)
         q = top
         while q > 1:
             for c in range(d):
