@@ -11,7 +11,10 @@ parallel      chunks of work on threads: progress and cancellation
 simd          the vector loops: scan a bucket, reach a box, exchange two rows
 topk          the k best of 32 queries at once; the one place where ties are decided
 build         the tree
-search        neighbors, predecessors, and all points within a radius
+search        the walk of 32 queries through the tree: nearest points, all points within a radius
+blas          one thread per BLAS call while ours are at work
+dense         the scan of all pairs, for points that boxes cannot separate
+nearest       neighbors and predecessors: tree or dense, chosen once
 order         Vecchia orders
 covertree     a tree to keep and to ask again
 graph         the answer, and the calls that make it

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from pcct_core.build import Tree, allocate_tree, build_tree, gather_lowest, number_nodes
 from pcct_core.errors import FileFormatError, InvalidPoints, InvalidSpec
+from pcct_core.nearest import search_points
 from pcct_core.parallel import CancelToken, Crew, Progress
 from pcct_core.points import as_points, check_metric, check_shape, distance_in, distances_out, embed
-from pcct_core.search import Queries, order_queries, search_radius, search_tree
+from pcct_core.search import Queries, order_queries, search_radius
 from pcct_core.simd import LANES
 from pcct_core.spec import GraphSpec, Metric, metric_from_json
 from pcct_core.topk import NO_ID
@@ -98,7 +99,7 @@ class CoverTree:
         neighbors = np.empty((m, int(k)), np.int32)
         distances = np.empty((m, int(k)), points.dtype)
         with Crew(threads, progress, cancel) as crew:
-            search_tree(self._tree, _external(points, crew), int(k), neighbors, distances, crew)
+            search_points(self._tree, _external(points, crew), int(k), neighbors, distances, crew)
         distances_out(distances, self.metric)
         return Neighbors(neighbors, distances)
 
@@ -198,7 +199,7 @@ def _external(points: NDArray[Any], crew: Crew) -> Queries:
 def _stored_points(tree: Tree) -> NDArray[Any]:
     """Return the tree's points in index order, T (n, d)."""
     blocks = tree.coords.reshape(-1, tree.d, LANES).transpose(0, 2, 1).reshape(-1, tree.d)[: tree.n]
-    points = np.empty_like(blocks)
+    points: NDArray[Any] = np.empty_like(blocks)
     points[tree.ids[: tree.n]] = blocks
     return points
 

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from pcct_core.certificate import Certificate
 from pcct_core.errors import InvalidSpec
+from pcct_core.nearest import find_neighbors, find_predecessors
 from pcct_core.order import order_points
 from pcct_core.parallel import CancelToken, Crew, Progress
 from pcct_core.points import as_points, check_request, distances_out, embed
-from pcct_core.search import find_neighbors, find_predecessors
 from pcct_core.spec import GraphSpec, Metric, Order, metric_from_json
 from pcct_core.telemetry import Telemetry
 
@@ -104,12 +104,12 @@ def build_graph(
         if spec.kind == "vecchia":
             with telemetry.phase("order"):
                 order = order_points(points, embedded, spec.order, spec.seed, crew)
-            find_predecessors(embedded[order], spec.k, neighbors, distances, crew, telemetry)
+            method = find_predecessors(embedded[order], spec.k, neighbors, distances, crew, telemetry)
         else:
-            find_neighbors(embedded, spec.k, neighbors, distances, crew, telemetry)
+            method = find_neighbors(embedded, spec.k, neighbors, distances, crew, telemetry)
         distances_out(distances, spec.metric)
         telemetry.counts.update(n=n, d=points.shape[1], k=spec.k, threads=crew.threads)
-    return Graph(neighbors, distances, order, spec, Certificate("tree", str(embedded.dtype)), telemetry)
+    return Graph(neighbors, distances, order, spec, Certificate(method, str(embedded.dtype)), telemetry)
 
 
 def knn_graph(

@@ -19,10 +19,7 @@ from numpy.typing import NDArray
 from pcct_core.build import DEPTH, Tree, build_tree
 from pcct_core.parallel import Crew
 from pcct_core.simd import LANES, drop_lowest_bit, lowest_bit, reach_box, scan_bucket
-from pcct_core.telemetry import Telemetry
 from pcct_core.topk import NO_ID, Front, clear_best, make_best, open_front, radius_bound, settle, write_rows
-
-_FIRST_RANKS = 2048  # ranks that share one tree; fewer would not fill the threads
 
 
 class Queries(NamedTuple):
@@ -58,55 +55,10 @@ class _Walk(NamedTuple):
     middle: Any
 
 
-def find_neighbors(
-    points: NDArray[Any],
-    k: int,
-    neighbors: NDArray[np.int32],
-    distances: NDArray[Any],
-    crew: Crew,
-    telemetry: Telemetry,
-) -> None:
-    """Write the k nearest other points of every point: neighbors int32 (n, k), distances T (n, k); points T (n, d)."""
-    n = points.shape[0]
-    with telemetry.phase("tree"):
-        tree = build_tree(points, crew)
-    limit = np.full(n, NO_ID, np.int32)
-    queries = Queries(points, tree.ids[:n], limit, np.arange(n, dtype=np.int32))
-    with telemetry.phase("search"):
-        search_tree(tree, queries, k, neighbors, distances, crew)
-
-
-def find_predecessors(
-    points: NDArray[Any],
-    k: int,
-    neighbors: NDArray[np.int32],
-    distances: NDArray[Any],
-    crew: Crew,
-    telemetry: Telemetry,
-) -> None:
-    """Write the k nearest of rows 0 … r-1 for every row r of points, T (n, d) in rank order; arrays as in `find_neighbors`.
-
-    Prefix doubling: ranks [p/2, p) search the tree of ranks below p, then p halves. So at least half of what a query
-    meets is allowed, and all trees together cost twice the last one. Source: Gu, Napier, Sun, Wang 2022, section 4.
-    """
-    n = points.shape[0]
-    limit = np.arange(n, dtype=np.int32)
-    itself = np.full(n, -1, np.int32)
-    stop = n
-    while stop > 0:
-        start = stop // 2 if stop > _FIRST_RANKS else 0
-        with telemetry.phase("tree"):
-            tree = build_tree(points[:stop], crew)
-        rows = tree.ids[:stop]
-        queries = Queries(points, rows[rows >= start], limit, itself)
-        with telemetry.phase("search"):
-            search_tree(tree, queries, k, neighbors, distances, crew)
-        stop = start
-
-
 def order_queries(points: NDArray[Any], crew: Crew) -> NDArray[np.int32]:
     """Return the rows of points, T (m, d), in an order in which neighbors stand together: that of their own tree."""
-    return build_tree(points, crew).ids[: points.shape[0]]
+    rows: NDArray[np.int32] = build_tree(points, crew).ids[: points.shape[0]]
+    return rows
 
 
 def search_radius(
@@ -142,7 +94,10 @@ def search_tree(
 
 @njit(nogil=True, cache=True)
 def search_groups(tree, queries, k, first, last, neighbors, distances):
-    """Search for the groups [first, last), each 32 consecutive entries of queries.rows."""
+    """Search for the groups [first, last), each 32 consecutive entries of queries.rows; return how many times a query
+    scanned a bucket.
+    """
+    scans = 0
     group = make_group(tree)
     walk = make_walk(tree)
     best = make_best(k, tree.coords)
@@ -153,11 +108,14 @@ def search_groups(tree, queries, k, first, last, neighbors, distances):
         front = open_front(best)
         waiting, node = next_bucket(tree, walk, start_walk(walk), group, front, highest)
         while node >= 0:
-            if scan_node(tree, node, group, best, squared) > best.room - LANES:
+            most, active = scan_node(tree, node, group, best, squared)
+            scans += active
+            if most > best.room - LANES:
                 front = settle(best, lanes)
             waiting, node = next_bucket(tree, walk, waiting, group, front, highest)
         settle(best, lanes)
         write_rows(best, lanes, group.rows, neighbors, distances)
+    return scans
 
 
 @njit(nogil=True)
@@ -275,30 +233,39 @@ def push_node(tree, walk, floor, waiting, node, group, front):
 
 @njit(nogil=True)
 def scan_node(tree, node, group, best, squared):
-    """Let every query that can gain from the leaf's bucket append what is within its bound; return the largest count."""
+    """Let every query that can gain from the leaf's bucket scan it.
+
+    Returns the largest number of rows that a query has appended, and how many queries scanned.
+    """
     bucket = tree.bucket[node]
-    first = bucket * LANES
-    offset = first * tree.d
-    most = np.int64(0)
+    most, scans = np.int64(0), 0
     active = reach_box(group.coords, best.bounds, tree.low, tree.high, node, tree.d)
     while active != 0:
         lane = lowest_bit(active)
         active = drop_lowest_bit(active)
-        limit, bound = group.limit[lane], best.bounds[lane]
-        near = scan_bucket(tree.coords, offset, tree.d, group.coords, lane, tree.ids, first, limit, bound, squared)
-        count = best.counts[lane]
-        while near != 0:
-            place = lowest_bit(near)
-            near = drop_lowest_bit(near)
-            index = tree.ids[first + place]
-            if index != group.itself[lane]:
-                at = (best.size + count) * LANES + lane
-                best.distances[at] = np.sqrt(squared[place])
-                best.ids[at] = index
-                count += 1
-        best.counts[lane] = count
-        most = max(most, count)
-    return most
+        most = max(most, scan_lane(tree, bucket, lane, group, best, squared))
+        scans += 1
+    return most, scans
+
+
+@njit(nogil=True)
+def scan_lane(tree, bucket, lane, group, best, squared):
+    """Append the bucket's points within one query's bound to its candidates; return how many it has now."""
+    first = bucket * LANES
+    limit, bound = group.limit[lane], best.bounds[lane]
+    near = scan_bucket(tree.coords, first * tree.d, tree.d, group.coords, lane, tree.ids, first, limit, bound, squared)
+    count = best.counts[lane]
+    while near != 0:
+        place = lowest_bit(near)
+        near = drop_lowest_bit(near)
+        index = tree.ids[first + place]
+        if index != group.itself[lane]:
+            at = (best.size + count) * LANES + lane
+            best.distances[at] = np.sqrt(squared[place])
+            best.ids[at] = index
+            count += 1
+    best.counts[lane] = count
+    return count
 
 
 @njit(nogil=True, cache=True)

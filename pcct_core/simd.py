@@ -144,6 +144,27 @@ def _reach_box(typingctx, queries, bounds, low, high, node, d):
 
 
 @intrinsic
+def _fit_below(typingctx, products, at, halves, first, bound):
+    signature = types.uint32(products, types.intp, halves, types.intp, products.dtype)
+
+    def codegen(context, builder, sig, args):
+        products_t, _, halves_t, _, _ = sig.args
+        products_v, at_v, halves_v, first_v, bound_v = args
+        lanes = _widest(products_t)
+        mask = ir.Constant(ir.IntType(32), 0)
+        bounds = _splat(builder, bound_v, lanes)
+        for part in range(LANES // lanes):
+            shift = ir.Constant(at_v.type, part * lanes)
+            product = _load(builder, context, products_t, products_v, builder.add(at_v, shift), lanes)
+            half = _load(builder, context, halves_t, halves_v, builder.add(first_v, shift), lanes)
+            fits = builder.fcmp_ordered("<=", builder.fsub(half, product), bounds)
+            mask = builder.or_(mask, builder.shl(_bits(builder, fits), ir.Constant(ir.IntType(32), part * lanes)))
+        return mask
+
+    return signature, codegen
+
+
+@intrinsic
 def _order_rows(typingctx, distances, ids, low, high):
     signature = types.void(distances, ids, types.intp, types.intp)
 
@@ -215,6 +236,9 @@ if config.DISABLE_JIT:
         for rows in (distances, ids):
             rows[a], rows[b] = np.where(swap, rows[b], rows[a]), np.where(swap, rows[a], rows[b])
 
+    def fit_below(products: Any, at: int, halves: Any, first: int, bound: Any) -> int:  # noqa: D103
+        return _pack(halves[first : first + LANES] - products[at : at + LANES] <= bound)
+
     def lowest_bit(mask: int) -> int:  # noqa: D103
         return (mask & -mask).bit_length() - 1
 
@@ -257,6 +281,11 @@ else:
         distances: T flat (rows * LANES). ids: int32 flat, same layout.
         """
         _order_rows(distances, ids, low, high)
+
+    @njit(nogil=True)
+    def fit_below(products, at, halves, first, bound):
+        """Return uint32 whose bit j is set where halves[first + j] - products[at + j] ≤ bound, j < LANES; both T flat."""
+        return _fit_below(products, at, halves, first, bound)
 
     @njit(nogil=True)
     def lowest_bit(mask):
