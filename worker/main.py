@@ -61,7 +61,7 @@ def load_warm_build() -> Build:
 async def _work(settings: WorkerSettings, load_build: Callable[[], Build]) -> int:
     name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
     store, queue = Store.from_settings(settings), Queue.from_settings(settings)
-    stopping = asyncio.Event()
+    stopping, leaving = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
@@ -70,7 +70,7 @@ async def _work(settings: WorkerSettings, load_build: Callable[[], Build]) -> in
     def info() -> WorkerInfo:
         return WorkerInfo(name, os.getpid(), warm=runner is not None, graph=runner.graph if runner else None)
 
-    beats = asyncio.create_task(_beat(store, info, settings.heartbeat_s), name="pcct heartbeat")
+    beats = asyncio.create_task(_beat(store, info, settings.heartbeat_s, leaving), name="pcct heartbeat")
     status = 0
     try:
         started = time.perf_counter()
@@ -85,6 +85,7 @@ async def _work(settings: WorkerSettings, load_build: Callable[[], Build]) -> in
         _log.error("worker failed", exc_info=error)
         status = 1
     finally:
+        leaving.set()
         beats.cancel()
         await asyncio.wait({beats})
         with suppress(RedisError):
@@ -107,10 +108,11 @@ async def _loaded(load_build: Callable[[], Build], stopping: asyncio.Event) -> B
     return await loading
 
 
-async def _beat(store: Store, info: Callable[[], WorkerInfo], every_s: float) -> None:
+async def _beat(store: Store, info: Callable[[], WorkerInfo], every_s: float, leaving: asyncio.Event) -> None:
     """Keep saying that this worker is alive; an outage of the store is logged once, and so is its end."""
     away = False
-    while True:
+    # A client that is connecting may swallow a cancellation; the event ends the loop even then.
+    while not leaving.is_set():
         try:
             await store.beat(info(), every_s * _BEATS_TO_LIVE)
             if away:

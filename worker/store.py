@@ -735,6 +735,7 @@ class _Watch:
         self._redis = redis
         self._waiting: dict[str, set[asyncio.Event]] = {}
         self._task: asyncio.Task[None] | None = None
+        self._closed = False
 
     def listen(self, id: str) -> _Listening:
         """Return a context whose event is set whenever the graph changes or a change may have been missed."""
@@ -751,11 +752,12 @@ class _Watch:
             self._task = None
 
     async def _listen(self) -> None:
-        while True:
+        # A client that is connecting may swallow a cancellation; the flag ends the loops even then.
+        while not self._closed:
             with suppress(RedisError, OSError):
                 async with self._redis.pubsub() as pubsub:
                     await pubsub.subscribe(Keys.graph_events)
-                    while True:
+                    while not self._closed:
                         message = await pubsub.get_message(timeout=30.0)
                         if message is None:
                             continue
