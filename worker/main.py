@@ -77,9 +77,9 @@ async def _work(settings: WorkerSettings, load_build: Callable[[], Build]) -> in
         build = await _loaded(load_build, stopping)
         if build is not None:
             runner = Runner(store, queue, settings, build, stopping)
-            _log.info("worker ready", worker=name, warm_up_s=round(time.perf_counter() - started, 2))
             with suppress(RedisError):
                 await store.beat(info(), settings.heartbeat_s * _BEATS_TO_LIVE)
+            _log.info("worker ready", worker=name, warm_up_s=round(time.perf_counter() - started, 2))
             await queue.work(runner.run_job, name=name, redelivery_s=settings.redelivery_s, stopping=stopping)
     except Exception as error:
         _log.error("worker failed", exc_info=error)
