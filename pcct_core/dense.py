@@ -58,7 +58,7 @@ def scan_points(
 
 def _lay_out_rows(tree: Tree) -> _Rows:
     d, dtype = tree.d, tree.coords.dtype
-    rows = np.ascontiguousarray(tree.coords.reshape(-1, d, LANES).transpose(0, 2, 1)).reshape(-1, d)
+    rows = tree.coords.reshape(-1, d, LANES).transpose(0, 2, 1).copy().reshape(-1, d)
     center = rows[: tree.n].mean(axis=0, dtype=np.float64)
     rows[: tree.n] = rows[: tree.n] - center
     rows[tree.n :] = 0
