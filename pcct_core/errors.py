@@ -8,6 +8,8 @@ PcctError
 └── Cancelled              the caller's cancel token was set
 """
 
+from typing import Any
+
 
 class PcctError(Exception):
     """Base of all errors raised on purpose by pcct."""
@@ -27,6 +29,9 @@ class InvalidPoints(InvalidInput):
         super().__init__(message)
         self.row = row
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.row)
+
 
 class InvalidSpec(InvalidInput):
     """A graph specification was refused.
@@ -37,6 +42,9 @@ class InvalidSpec(InvalidInput):
     def __init__(self, message: str, field: str) -> None:
         super().__init__(message)
         self.field = field
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.field)
 
 
 class FileFormatError(PcctError):

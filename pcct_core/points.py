@@ -31,7 +31,10 @@ def as_points(X: Any) -> Points:
     Raises InvalidPoints for the wrong rank, no rows, no columns, a type that is not a real number, or a value
     that is not finite; the error names the row.
     """
-    array = np.asarray(X)
+    try:
+        array = np.asarray(X)
+    except ValueError as error:
+        raise InvalidPoints("points are rows of different lengths; expected (n, d)") from error
     if array.dtype.kind not in "fiub" or array.dtype.itemsize > 8:
         raise InvalidPoints(f"points have type {array.dtype}; convert them with X.astype('float64')")
     if array.ndim != 2:
@@ -88,23 +91,32 @@ def check_metric(points: Points, metric: Metric, first_row: int = 0) -> None:
     """Raise InvalidPoints naming the first row that the metric is not defined on.
 
     points: (n, d). first_row: index of points[0] in the whole array, when the caller checks it in pieces.
+    Raises InvalidSpec for a lengthscale that is zero or infinite in the type of the points.
     """
     if isinstance(metric, Haversine):
-        for column, name, bound in ((1, "latitude", 90.0), (0, "longitude", 360.0)):
-            outside = np.abs(points[:, column]) > bound
-            if outside.any():
-                bad = int(np.argmax(outside))
-                row = first_row + bad
-                raise InvalidPoints(
-                    f"row {row}: {name} {points[bad, column]:g} is outside [-{bound:g}, {bound:g}] degrees; "
-                    "columns are (longitude, latitude)",
-                    row,
-                )
+        outside = np.abs(points) > (360.0, 90.0)
+        if outside.any():
+            bad = int(np.argmax(outside.any(axis=1)))
+            column, name, bound = (1, "latitude", 90) if outside[bad, 1] else (0, "longitude", 360)
+            row = first_row + bad
+            raise InvalidPoints(
+                f"row {row}: {name} {points[bad, column]:g} is outside [-{bound}, {bound}] degrees; "
+                "columns are (longitude, latitude)",
+                row,
+            )
     elif isinstance(metric, Cosine):
         zero = ~points.any(axis=1)
         if zero.any():
             row = first_row + int(np.argmax(zero))
             raise InvalidPoints(f"row {row} is all zeros; the cosine distance is not defined there", row)
+    elif metric.lengthscale is not None:
+        with np.errstate(over="ignore"):
+            held: FloatArray = np.asarray(metric.lengthscale, points.dtype)
+        if not ((held > 0) & np.isfinite(held)).all():
+            raise InvalidSpec(
+                f"lengthscale {metric.lengthscale} is beyond what {points.dtype} holds; use float64 points",
+                "metric.lengthscale",
+            )
 
 
 def embed(points: Points, metric: Metric) -> Points:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
@@ -87,17 +88,20 @@ class GraphSpec:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise InvalidSpec(f"kind is {self.kind!r}; use one of {', '.join(KINDS)}", "kind")
-        if isinstance(self.k, bool) or not isinstance(self.k, int) or not 1 <= self.k < 2**31:
+        k, seed = _whole(self.k), _whole(self.seed)
+        if k is None or not 1 <= k < 2**31:
             raise InvalidSpec(f"k is {self.k!r}; use a whole number of at least 1", "k")
         if self.order not in ORDERS:
             raise InvalidSpec(f"order is {self.order!r}; use one of {', '.join(ORDERS)}", "order")
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed <= MAX_SEED:
+        if seed is None or not 0 <= seed <= MAX_SEED:
             raise InvalidSpec(f"seed is {self.seed!r}; use a whole number from 0 to 2^63 - 1", "seed")
         if self.accuracy != "exact":
             raise InvalidSpec(
                 f"accuracy is {self.accuracy!r}; graphs under this metric are always exact: leave it out or use 'exact'",
                 "accuracy",
             )
+        object.__setattr__(self, "k", k)
+        object.__setattr__(self, "seed", seed)
 
     @classmethod
     def from_json(cls, data: object) -> GraphSpec:
@@ -155,6 +159,16 @@ def _refuse_unknown(data: Mapping[Any, Any], known: set[str], prefix: str) -> No
     for name in data:
         if name not in known:
             raise InvalidSpec(f"unknown field {prefix}{name}; known are {', '.join(sorted(known))}", f"{prefix}{name}")
+
+
+def _whole(value: Any) -> int | None:
+    """Return a whole number of any type, NumPy's too, as an int; None for anything else, bools included."""
+    if isinstance(value, bool):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
 
 
 def _lengthscale(value: object) -> float | tuple[float, ...] | None:

@@ -1,0 +1,165 @@
+import contextlib
+import json
+import math
+from dataclasses import FrozenInstanceError
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pcct_core.errors import InvalidSpec
+from pcct_core.spec import KINDS, MAX_SEED, ORDERS, Cosine, Euclidean, GraphSpec, Haversine, metric_from_json
+
+POSITIVE = st.floats(1e-300, 1e300)
+METRICS = st.one_of(
+    st.just(Haversine()),
+    st.just(Cosine()),
+    st.none().map(Euclidean),
+    POSITIVE.map(Euclidean),
+    st.lists(POSITIVE, min_size=1, max_size=4).map(Euclidean),
+)
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
+GRAPH_SPECS = st.builds(
+    GraphSpec,
+    kind=st.sampled_from(KINDS),
+    k=st.integers(1, 2**31 - 1),
+    metric=METRICS,
+    order=st.sampled_from(ORDERS),
+    seed=st.integers(0, MAX_SEED),
+)
+
+
+def test_graph_spec_defaults():
+    assert GraphSpec() == GraphSpec("knn", 30, Euclidean(), "maximin", 0, "exact") == GraphSpec.from_json({})
+
+
+@given(GRAPH_SPECS)
+def test_from_json_reads_what_to_json_writes(spec):
+    again = GraphSpec.from_json(json.loads(json.dumps(spec.to_json())))
+    assert again.canonical() == spec.canonical()
+    assert again.to_json() == spec.to_json()
+    assert again.metric == spec.metric
+
+
+@given(GRAPH_SPECS, GRAPH_SPECS)
+def test_canonical_differs_where_the_normal_form_does(one, other):
+    assert (one.canonical() == other.canonical()) == (one.to_json() == other.to_json())
+
+
+@given(GRAPH_SPECS)
+def test_canonical_is_sorted_compact_json(spec):
+    text = spec.canonical().decode("ascii")
+    assert json.loads(text) == spec.to_json()
+    assert text == json.dumps(json.loads(text), sort_keys=True, separators=(",", ":"))
+
+
+def test_canonical_bytes_are_fixed():
+    # These bytes name graphs in the cache: a change would make every stored graph unfindable.
+    assert GraphSpec().canonical() == b'{"accuracy":"exact","k":30,"kind":"knn","metric":{"type":"euclidean"}}'
+    spec = GraphSpec("vecchia", 5, Euclidean((0.5, 2)), "random", 7)
+    assert spec.canonical() == (
+        b'{"accuracy":"exact","k":5,"kind":"vecchia","metric":{"lengthscale":[0.5,2.0],"type":"euclidean"},'
+        b'"order":"random","seed":7}'
+    )
+
+
+@pytest.mark.parametrize(
+    "group",
+    [
+        [{}, {"kind": "knn"}, {"order": "random", "seed": 3}, {"metric": "euclidean"}, {"accuracy": "exact", "k": 30}],
+        [{"metric": {"type": "euclidean", "lengthscale": None}}, {"metric": {"type": "euclidean"}}],
+        [{"kind": "vecchia"}, {"kind": "vecchia", "seed": 9}, {"kind": "vecchia", "order": "maximin"}],
+        [{"kind": "vecchia", "order": "random"}, {"kind": "vecchia", "order": "random", "seed": 0}],
+        [{"metric": {"type": "euclidean", "lengthscale": value}} for value in (2, 2.0)],
+        [{"metric": {"type": "euclidean", "lengthscale": value}} for value in ([1, 2], (1.0, 2.0))],
+        [{"metric": "cosine"}, {"metric": {"type": "cosine"}}],
+    ],
+)
+def test_canonical_is_one_for_specifications_that_ask_for_the_same(group):
+    assert len({GraphSpec.from_json(each).canonical() for each in group}) == 1
+
+
+def test_canonical_differs_for_specifications_that_ask_for_different_graphs():
+    vecchia = {"kind": "vecchia", "order": "random"}
+    different = [
+        {},
+        {"k": 29},
+        {"metric": "cosine"},
+        {"metric": "haversine"},
+        {"metric": {"type": "euclidean", "lengthscale": 2}},
+        {"metric": {"type": "euclidean", "lengthscale": [1, 2]}},
+        {"metric": {"type": "euclidean", "lengthscale": [2, 1]}},
+        {"kind": "vecchia"},
+        vecchia,
+        {**vecchia, "seed": 1},
+    ]
+    assert len({GraphSpec.from_json(each).canonical() for each in different}) == len(different)
+
+
+REFUSALS = [
+    ([], "spec"),
+    (None, "spec"),
+    ("knn", "spec"),
+    ({"neighbors": 3}, "neighbors"),
+    ({3: 3}, "3"),
+    ({"kind": "nn"}, "kind"),
+    ({"kind": None}, "kind"),
+    ({"kind": []}, "kind"),
+    *(({"k": k}, "k") for k in (0, -1, 1.0, "3", True, None, 2**31, math.nan)),
+    *(({"order": order}, "order") for order in ("max", None, 1)),
+    *(({"seed": seed}, "seed") for seed in (-1, 2**63, 0.0, "0", False, None)),
+    *(({"accuracy": accuracy}, "accuracy") for accuracy in ("approximate", 0.9, None)),
+    *(({"metric": metric}, "metric") for metric in (None, 3, [], {}, {"lengthscale": 1})),
+    *(({"metric": metric}, "metric.type") for metric in ("manhattan", {"type": "l1"}, {"type": None}, {"type": []})),
+    ({"metric": {"type": "haversine", "radius": 1}}, "metric.radius"),
+    ({"metric": {"type": "cosine", "lengthscale": 1}}, "metric.lengthscale"),
+    ({"metric": {"type": "euclidean", "scale": 1}}, "metric.scale"),
+    *(
+        ({"metric": {"type": "euclidean", "lengthscale": value}}, "metric.lengthscale")
+        for value in (0, -1, math.inf, math.nan, "1", True, {}, [], [1, 0], [1, "2"], [[1]], [True], [None], 10**400)
+    ),
+]
+
+
+@pytest.mark.parametrize(("data", "field"), REFUSALS, ids=[str(data)[:60] for data, _ in REFUSALS])
+def test_from_json_refuses_and_names_the_field(data, field):
+    with pytest.raises(InvalidSpec) as caught:
+        GraphSpec.from_json(data)
+    assert caught.value.field == field
+    assert len(str(caught.value)) > 10
+
+
+@given(st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
+def test_from_json_never_fails_otherwise(data):
+    for shape in (data, {"metric": data}, {"metric": {"type": data}}, {"kind": data, "k": data}):
+        with contextlib.suppress(InvalidSpec):
+            GraphSpec.from_json(shape)
+
+
+def test_euclidean_takes_numbers_of_numpy():
+    assert Euclidean(np.float32(2)) == Euclidean(2.0) == Euclidean(np.array(2))
+    assert Euclidean(np.array([1, 2])) == Euclidean([1, 2]) == Euclidean((1.0, 2.0))
+    for refused in (np.array([[1.0]]), np.array([0.0]), np.array(["1"]), np.array([])):
+        with pytest.raises(InvalidSpec):
+            Euclidean(refused)
+
+
+def test_graph_spec_takes_whole_numbers_of_numpy():
+    spec = GraphSpec("vecchia", np.int64(5), order="random", seed=np.uint8(3))
+    assert spec == GraphSpec("vecchia", 5, order="random", seed=3)
+    assert spec.canonical() == GraphSpec("vecchia", 5, order="random", seed=3).canonical()
+    for refused in (np.float64(5), np.bool_(True), np.array([5])):
+        with pytest.raises(InvalidSpec):
+            GraphSpec(k=refused)
+
+
+def test_metric_from_json_reads_names_and_objects():
+    assert metric_from_json("haversine") == metric_from_json({"type": "haversine"}) == Haversine()
+    assert metric_from_json({"type": "euclidean", "lengthscale": 3}) == Euclidean(3.0)
+
+
+def test_specifications_are_values():
+    assert hash(GraphSpec(metric=Euclidean([1, 2]))) == hash(GraphSpec(metric=Euclidean((1.0, 2.0))))
+    with pytest.raises(FrozenInstanceError):
+        GraphSpec().k = 3
