@@ -85,7 +85,7 @@ def scan_teams(tree, rows, queries, k, first, last, neighbors, distances):
     )
     lanes = np.empty(_TEAM, np.int64)
     reaches = np.empty(_TEAM, tree.coords.dtype)
-    centered = np.empty((_TEAM * LANES, tree.d), tree.coords.dtype)
+    centered = np.zeros((_TEAM * LANES, tree.d), tree.coords.dtype)
     squares = np.empty(_TEAM * LANES, np.float64)
     fits = np.empty(_TEAM * LANES, tree.coords.dtype)
     product = np.empty(_TEAM * LANES * _CHUNK * LANES, tree.coords.dtype)
@@ -94,12 +94,13 @@ def scan_teams(tree, rows, queries, k, first, last, neighbors, distances):
     for team in range(first, last):
         for g in range(_TEAM):
             lanes[g] = 0
+            reaches[g] = -1
             if (team * _TEAM + g) * LANES < queries.rows.shape[0]:
                 lanes[g] = load_group(groups[g], queries, team * _TEAM + g)[0]
-            clear_best(bests[g], lanes[g])
-            reaches[g] = open_front(bests[g]).bound if lanes[g] > 0 else -1
-            center_group(groups[g], g, rows, centered, squares)
-            widen_bounds(bests[g], g, rows, squares, fits)
+                clear_best(bests[g], lanes[g])
+                reaches[g] = open_front(bests[g]).bound
+                center_group(groups[g], g, rows, centered, squares)
+                widen_bounds(bests[g], g, rows, squares, fits)
         order = order_chunks(groups[0], rows)
         for chunk in order:
             if not reach_chunk(groups, lanes, reaches, rows, chunk):
