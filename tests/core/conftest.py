@@ -1,9 +1,12 @@
 import numpy as np
 import pytest
 from hypothesis import settings
+from numba import config
 
 # The same examples in every run, and no opinion on how long one takes: the machine may be busy or compiling.
-settings.register_profile("pcct", deadline=None, derandomize=True, database=None, max_examples=60)
+settings.register_profile(
+    "pcct", deadline=None, derandomize=True, database=None, max_examples=5 if config.DISABLE_JIT else 60
+)
 settings.load_profile("pcct")
 
 

@@ -95,6 +95,7 @@ def test_build_tree_keeps_its_promises_on_every_cloud(name, X):
     check_tree(built(X), X)
 
 
+@pytest.mark.jitless
 @given(
     n=st.integers(1, 700),
     d=st.integers(1, 5),
@@ -135,6 +136,7 @@ def test_build_tree_leaves_its_points_alone():
     same_bytes(X, before)
 
 
+@pytest.mark.jitless
 @given(st.lists(st.integers(0, 9), min_size=2, max_size=200), st.data())
 def test_select_rows_splits_at_the_middle(values, data):
     work = np.column_stack([np.arange(len(values)), values]).astype(np.float64)
@@ -149,6 +151,7 @@ def test_select_rows_splits_at_the_middle(values, data):
     np.testing.assert_array_equal(np.sort(ids[start:stop]), np.arange(start, stop))
 
 
+@pytest.mark.jitless
 @given(st.permutations(range(90)), st.integers(1, 89))
 def test_select_ids_splits_at_the_middle(values, middle):
     ids = np.array(values, np.int32)

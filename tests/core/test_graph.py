@@ -161,6 +161,7 @@ class TestMetrics:
         np.testing.assert_allclose(graph.distances, np.sort(angles, axis=1)[:, :9], atol=1e-5)
 
 
+@pytest.mark.jitless
 @given(
     arrays(np.float64, array_shapes(min_dims=2, max_dims=2, min_side=2, max_side=70), elements=st.integers(0, 4)),
     st.data(),
@@ -171,6 +172,7 @@ def test_graphs_of_small_integers_equal_brute_force(X, data):
     check_graph(vecchia_graph(X, k=k, order=data.draw(st.sampled_from(ORDERS)), seed=k), X)
 
 
+@pytest.mark.jitless
 @given(st.integers(2, 300), st.integers(1, 3), st.integers(1, 12), st.data())
 def test_graphs_of_scattered_integers_equal_brute_force(n, d, side, data):
     X = np.random.default_rng(data.draw(st.integers(0, 99))).integers(-side, side, (n, d)).astype(np.float32)

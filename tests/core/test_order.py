@@ -40,6 +40,7 @@ def hilbert(X, threads=1):
         return hilbert_order(X, crew)
 
 
+@pytest.mark.jitless
 @given(st.integers(1, 150), st.integers(1, 4), st.integers(1, 9), st.integers(0, 99))
 def test_maximin_order_of_integers_equals_brute_force(n, d, side, seed):
     check_maximin(np.random.default_rng(seed).integers(-side, side, (n, d)).astype(np.float32))
@@ -57,6 +58,7 @@ def test_maximin_order_distances_never_rise():
     assert (np.diff(distances) <= 0).all()
 
 
+@pytest.mark.jitless
 @pytest.mark.parametrize(("bits", "d"), [(1, 2), (2, 2), (5, 2), (1, 3), (3, 3), (2, 4), (1, 6), (8, 1)])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_hilbert_order_walks_a_full_grid_in_unit_steps(bits, d, dtype):
@@ -68,6 +70,7 @@ def test_hilbert_order_walks_a_full_grid_in_unit_steps(bits, d, dtype):
         np.testing.assert_array_equal(steps.sum(axis=1), 1)
 
 
+@pytest.mark.jitless
 @pytest.mark.parametrize("d", [1, 2, 7, 15, 16, 31, 63, 64, 70, 200])
 def test_hilbert_order_takes_any_number_of_dimensions(d):
     X = clouds.uniform(300, d)

@@ -47,6 +47,7 @@ def same_answer(found, expected):
         same_bytes(one, other)
 
 
+@pytest.mark.jitless
 @DTYPES
 @pytest.mark.parametrize("d", [1, 2, 3, 8, 40])
 def test_search_answers_queries_that_are_not_points(d, dtype, searched):
@@ -54,6 +55,7 @@ def test_search_answers_queries_that_are_not_points(d, dtype, searched):
     same_answer(searched(X, Q, 12), naive.query(X, Q, 12))
 
 
+@pytest.mark.jitless
 @DTYPES
 def test_search_answers_in_any_order_of_queries(dtype, searched):
     X = clouds.lattice(16, 2).astype(dtype)
@@ -70,6 +72,7 @@ def test_search_writes_only_the_rows_that_are_asked(searched):
     np.testing.assert_array_equal(neighbors[rows, 0], rows)
 
 
+@pytest.mark.jitless
 def test_search_says_where_there_is_no_neighbor(searched):
     neighbors, distances = searched(clouds.uniform(3, 2), clouds.uniform(40, 2), 5)
     assert (neighbors[:, 3:] == -1).all()

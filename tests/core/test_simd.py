@@ -20,6 +20,7 @@ def sum_of_squares(differences):
     return total
 
 
+@pytest.mark.jitless
 @DTYPES
 @pytest.mark.parametrize("d", [1, 2, 3, 8, 21])
 class TestEveryDimension:
@@ -73,6 +74,7 @@ class TestEveryDimension:
                 assert mask == packed(reach <= bounds)
 
 
+@pytest.mark.jitless
 @DTYPES
 def test_order_rows_exchanges_by_distance_then_index(dtype):
     rng = np.random.default_rng(0)
@@ -91,10 +93,11 @@ def test_order_rows_exchanges_by_distance_then_index(dtype):
     np.testing.assert_array_equal(distances[[0, 2]], before)
 
 
+@pytest.mark.jitless
 @given(st.integers(1, 2**32 - 1))
 def test_bits_are_walked_from_the_lowest(mask):
-    found, left = [], np.uint32(mask)
+    found, left = [], mask
     while left:
         found.append(int(lowest_bit(left)))
-        left = np.uint32(drop_lowest_bit(left))
+        left = int(drop_lowest_bit(left))
     assert found == [bit for bit in range(32) if mask >> bit & 1]

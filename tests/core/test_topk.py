@@ -31,6 +31,7 @@ def test_sort_rows_sorts_every_lane_by_distance_then_index(size, dtype):
     np.testing.assert_array_equal(distances[[0, 1, -1]], around)
 
 
+@pytest.mark.jitless
 @DTYPES
 @pytest.mark.parametrize("size", [1, 16, 64])
 def test_merge_rows_keeps_the_lowest_of_both(size, dtype):
@@ -43,6 +44,7 @@ def test_merge_rows_keeps_the_lowest_of_both(size, dtype):
     assert [pairs(distances[:size], ids[:size], lane) for lane in range(LANES)] == expected
 
 
+@pytest.mark.jitless
 @given(
     k=st.sampled_from([1, 2, 15, 16, 17, 33, 100]),
     lanes=st.integers(1, LANES),
@@ -91,6 +93,7 @@ def check_answer(best, offered, lanes, k, dtype):
     assert (neighbors[untouched] == -7).all()
 
 
+@pytest.mark.jitless
 @DTYPES
 def test_clear_best_opens_the_queries_that_are_there(dtype):
     best = make_best(5, np.empty(0, dtype))
