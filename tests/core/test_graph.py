@@ -69,6 +69,47 @@ class TestSizes:
         check_graph(vecchia_graph(X, k=12, order=order), X)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+class TestDense:
+    """Points that boxes cannot separate, which are scanned instead: the answers are the same."""
+
+    @pytest.mark.parametrize("offset", [0.0, 1e4])
+    def test_knn_graph_scans_uniform_points_of_high_dimension(self, offset, dtype):
+        X = (clouds.uniform(2200, 24) + offset).astype(dtype)
+        graph = knn_graph(X, k=12)
+        assert graph.certificate.method == "dense"
+        check_graph(graph, X)
+
+    def test_vecchia_graph_scans_ties_of_high_dimension(self, dtype):
+        X = (clouds.uniform(4400, 16) * 3).round().astype(dtype)
+        graph = vecchia_graph(X, k=12, order="random")
+        assert graph.certificate.method == "dense"
+        check_graph(graph, X)
+
+    def test_any_number_of_threads_makes_the_same_bytes(self, dtype):
+        X = clouds.uniform(4400, 20).astype(dtype)
+        for spec in (GraphSpec(k=15), GraphSpec("vecchia", 15)):
+            alone = build_graph(X, spec, threads=1)
+            for threads in (2, 3):
+                same_graphs(build_graph(X, spec, threads=threads), alone)
+
+    def test_builds_at_once_equal_builds_in_turn(self, dtype):
+        wanted = [(clouds.uniform(3000 + i, 20).astype(dtype), GraphSpec(k=9)) for i in range(3)]
+        in_turn = [build_graph(X, spec) for X, spec in wanted]
+        with ThreadPoolExecutor(len(wanted)) as pool:
+            at_once = [pool.submit(build_graph, X, spec, threads=2) for X, spec in wanted]
+            for future, expected in zip(at_once, in_turn, strict=True):
+                same_graphs(future.result(), expected)
+
+    def test_cancel_stops_the_scan_soon(self, dtype):
+        X = clouds.uniform(60_000, 40).astype(dtype)
+        token = SetAfter(1.0)
+        with pytest.raises(Cancelled):
+            build_graph(X, GraphSpec(k=30), cancel=token, threads=2)
+        assert time.monotonic() - token.due < 0.5
+        assert core_threads() == []
+
+
 class TestInput:
     def test_integers_and_lists_count_in_float64(self):
         X = clouds.lattice(6, 2)
