@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
+
+
+def pytest_configure() -> None:
+    """Forget compiled kernels that are older than the source of any kernel.
+
+    Numba's cache watches only the file of the function it compiled, not the files of what that function inlines: without
+    this, tests of an edited `topk` or `simd` would run searches that still hold the old one.
+    """
+    core = Path(__file__).parents[1] / "pcct_core"
+    newest = max(file.stat().st_mtime for file in core.glob("*.py") if "from numba" in file.read_text())
+    for index in (core / "__pycache__").glob("*.nbi"):
+        with contextlib.suppress(FileNotFoundError):  # another test process forgets it too
+            if index.stat().st_mtime < newest:
+                index.unlink()
 
 
 @pytest.fixture(scope="session")

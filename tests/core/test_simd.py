@@ -37,7 +37,7 @@ class TestEveryDimension:
             own = ids[first : first + LANES]
             for limit, bound in (
                 (2**31 - 1, dtype(np.inf)),
-                (50, np.median(expected)),
+                (50, np.sort(expected)[LANES // 2]),
                 (0, dtype(np.inf)),
                 (99, dtype(0)),
             ):
