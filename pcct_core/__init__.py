@@ -16,6 +16,11 @@ blas          one thread per BLAS call while ours are at work
 dense         the scan of all pairs, for points that boxes cannot separate
 nearest       neighbors and predecessors: tree or dense, chosen once
 order         Vecchia orders
+kernels       covariance kernels, 32 pairs at a time
+residual      the residual process of a VIF model, as factors
+gate          the scan behind a gate, under the residual correlation
+lookup        how far the gate lets a query look
+vif           learn a gate, scan, audit, widen
 covertree     a tree to keep and to ask again
 graph         the answer, and the calls that make it
 
@@ -34,19 +39,49 @@ if TYPE_CHECKING:
     from pcct_core.errors import InvalidInput as InvalidInput
     from pcct_core.errors import InvalidPoints as InvalidPoints
     from pcct_core.errors import InvalidSpec as InvalidSpec
+    from pcct_core.errors import NotPositiveDefinite as NotPositiveDefinite
     from pcct_core.errors import PcctError as PcctError
     from pcct_core.graph import Graph as Graph
     from pcct_core.graph import build_graph as build_graph
     from pcct_core.graph import knn_graph as knn_graph
     from pcct_core.graph import vecchia_graph as vecchia_graph
+    from pcct_core.lookup import GateLookup as GateLookup
+    from pcct_core.spec import RBF as RBF
+    from pcct_core.spec import Accuracy as Accuracy
     from pcct_core.spec import Cosine as Cosine
     from pcct_core.spec import Euclidean as Euclidean
     from pcct_core.spec import GraphSpec as GraphSpec
     from pcct_core.spec import Haversine as Haversine
+    from pcct_core.spec import Inducing as Inducing
+    from pcct_core.spec import Matern12 as Matern12
+    from pcct_core.spec import Matern32 as Matern32
+    from pcct_core.spec import Matern52 as Matern52
+    from pcct_core.spec import Residual as Residual
 
 _HOME = {
-    "errors": ("Cancelled", "FileFormatError", "InvalidInput", "InvalidPoints", "InvalidSpec", "PcctError"),
-    "spec": ("Cosine", "Euclidean", "GraphSpec", "Haversine"),
+    "errors": (
+        "Cancelled",
+        "FileFormatError",
+        "InvalidInput",
+        "InvalidPoints",
+        "InvalidSpec",
+        "NotPositiveDefinite",
+        "PcctError",
+    ),
+    "spec": (
+        "RBF",
+        "Accuracy",
+        "Cosine",
+        "Euclidean",
+        "GraphSpec",
+        "Haversine",
+        "Inducing",
+        "Matern12",
+        "Matern32",
+        "Matern52",
+        "Residual",
+    ),
+    "lookup": ("GateLookup",),
     "covertree": ("CoverTree", "Neighbors", "RadiusNeighbors"),
     "graph": ("Graph", "build_graph", "knn_graph", "vecchia_graph"),
 }

@@ -58,9 +58,10 @@ class _Cut(NamedTuple):
     node: int
 
 
-def build_tree(points: NDArray[Any], crew: Crew) -> Tree:
+def build_tree(points: NDArray[Any], crew: Crew, phase: str = "tree") -> Tree:
     """Build the tree of points, T (n, d) C-contiguous and finite; the same bytes for any number of threads.
 
+    phase: what progress is reported as, "" for none.
     Cost: O(n d log n) time; 2 n (d + 1) numbers of memory beside the points, half of them released at the end.
     """
     n, d = points.shape
@@ -76,7 +77,8 @@ def build_tree(points: NDArray[Any], crew: Crew) -> Tree:
         finished += [half for half in halves if half.stop - half.start <= enough]
         waiting = [half for half in halves if half.stop - half.start > enough]
     tasks = np.array(finished, np.int64)
-    crew.run("tree", len(tasks), lambda first, last: cut_subtrees(work, ids, tasks[first:last], tree))
+    share = n / len(tasks)
+    crew.run(phase, len(tasks), lambda first, last: cut_subtrees(work, ids, tasks[first:last], tree), units=share)
     gather_lowest(tree)
     return tree
 
@@ -106,7 +108,7 @@ def _cut_once(work: NDArray[Any], ids: NDArray[np.int32], waiting: list[_Cut], t
         for i in range(first, last):
             halves[i] = [_Cut(*half) for half in cut_node(work, ids, tree, *waiting[i])]
 
-    crew.run("tree", len(waiting), cut_some)
+    crew.run("", len(waiting), cut_some)
     return [half for pair in halves for half in pair]
 
 

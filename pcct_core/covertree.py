@@ -18,7 +18,7 @@ from pcct_core.parallel import CancelToken, Crew, Progress
 from pcct_core.points import as_points, check_metric, check_shape, distance_in, distances_out, embed
 from pcct_core.search import Queries, order_queries, search_radius
 from pcct_core.simd import LANES
-from pcct_core.spec import GraphSpec, Metric, metric_from_json
+from pcct_core.spec import GraphSpec, Haversine, Metric, Residual, metric_from_json
 from pcct_core.topk import NO_ID
 
 _FORMAT = "pcct cover tree"
@@ -66,6 +66,8 @@ class CoverTree:
         """Build the tree of X, (n, d) real numbers with n ≥ 1; arguments and errors as in `build_graph`."""
         points = as_points(X)
         metric = metric_from_json(metric) if isinstance(metric, str) else metric
+        if isinstance(metric, Residual):
+            raise InvalidSpec("a kept tree has no residual metric; use knn_graph or vecchia_graph", "metric.type")
         check_shape(max(2, points.shape[0]), points.shape[1], GraphSpec(k=1, metric=metric))
         check_metric(points, metric)
         with Crew(threads, progress, cancel) as crew:
@@ -183,7 +185,10 @@ class CoverTree:
             raise InvalidPoints(f"queries have {queries.shape[1]} columns, the tree's points have {self.d}")
         check_metric(queries, self.metric)
         # A query is measured in the type of the tree's points: comparing them takes one arithmetic.
-        return np.ascontiguousarray(embed(queries, self.metric), dtype=self._tree.coords.dtype)
+        if queries.dtype != self._tree.coords.dtype and not isinstance(self.metric, Haversine):
+            with np.errstate(over="ignore"):
+                queries = as_points(queries.astype(self._tree.coords.dtype))
+        return embed(queries, self.metric)
 
     def _embedded_radius(self, radius: float) -> float:
         if not 0.0 <= radius < np.inf:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from pcct_core.blas import single_threaded_blas
 from pcct_core.build import Tree
 from pcct_core.parallel import Crew
-from pcct_core.search import Queries, load_group, make_group, scan_lane
+from pcct_core.search import Queries, count_groups, load_group, make_group, scan_lane
 from pcct_core.simd import LANES, fit_below
 from pcct_core.topk import clear_best, make_best, open_front, settle, write_rows
 
@@ -53,7 +53,12 @@ def scan_points(
     rows = _lay_out_rows(tree)
     teams = (len(queries.rows) + _TEAM * LANES - 1) // (_TEAM * LANES)
     with single_threaded_blas():
-        crew.run("search", teams, lambda a, b: scan_teams(tree, rows, queries, k, a, b, neighbors, distances))
+        crew.run(
+            "search",
+            teams,
+            lambda a, b: scan_teams(tree, rows, queries, k, a, b, neighbors, distances),
+            units=count_groups(len(queries.rows)) / max(1, teams),
+        )
 
 
 def _lay_out_rows(tree: Tree) -> _Rows:

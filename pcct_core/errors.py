@@ -4,6 +4,7 @@ PcctError
 ├── InvalidInput (also a ValueError)
 │   ├── InvalidPoints      an array that cannot be used; `row` is the first offending row, if one is
 │   └── InvalidSpec        a specification that cannot be met; `field` names the offending field
+├── NotPositiveDefinite    the kernel matrix of the inducing points has no Cholesky factor
 ├── FileFormatError        a saved tree or graph that this version cannot read
 └── Cancelled              the caller's cancel token was set
 """
@@ -45,6 +46,10 @@ class InvalidSpec(InvalidInput):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (str(self), self.field)
+
+
+class NotPositiveDefinite(PcctError):
+    """The kernel matrix of the inducing points has no Cholesky factor; the message says what to change."""
 
 
 class FileFormatError(PcctError):

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from os import PathLike
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pcct_core.certificate import Certificate
 from pcct_core.errors import InvalidSpec
+from pcct_core.lookup import GateLookup
 from pcct_core.nearest import find_neighbors, find_predecessors
 from pcct_core.order import order_points
 from pcct_core.parallel import CancelToken, Crew, Progress
 from pcct_core.points import as_points, check_request, distances_out, embed
-from pcct_core.spec import GraphSpec, Metric, Order, metric_from_json
+from pcct_core.spec import Accuracy, Gate, GraphSpec, Metric, Order, Residual, metric_from_json
 from pcct_core.telemetry import Telemetry
+from pcct_core.vif import find_residual
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Graph:
     distances: float32 or float64 (n, k), in the metric's unit; inf where there is no neighbor.
     order:     int64 (n,) or None. Vecchia graphs only: order[r] is the dataset index of rank r, and the rows and
                entries of `neighbors` are ranks. A k-NN graph's rows and entries are dataset indices.
+    lookup:    gated graphs only: how far the gate let queries look, for the next graph of the same points.
     """
 
     neighbors: NDArray[np.int32]
@@ -35,6 +38,7 @@ class Graph:
     spec: GraphSpec
     certificate: Certificate
     telemetry: Telemetry = field(compare=False)
+    lookup: GateLookup | None = field(default=None, compare=False)
 
     def sliced(self, k: int) -> Graph:
         """Return the graph of the k nearest, 1 ≤ k ≤ the k of this graph: the same as building it with that k."""
@@ -82,6 +86,7 @@ def build_graph(
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
     threads: int | None = None,
+    lookup: GateLookup | None = None,
 ) -> Graph:
     """Build the graph that spec asks for on the points X.
 
@@ -89,7 +94,8 @@ def build_graph(
     progress: called as progress(phase, done, total) at least every 100 ms or so, from the calling thread.
     cancel:   checked as often; once set, the build stops and raises Cancelled.
     threads:  number of worker threads, None for one per core.
-    Raises InvalidPoints or InvalidSpec for input that cannot be used, Cancelled.
+    lookup:   residual metric only: the gate's lookup of an earlier graph of these points, which saves learning one.
+    Raises InvalidPoints or InvalidSpec for input that cannot be used, NotPositiveDefinite, Cancelled.
     """
     points = as_points(X)
     check_request(points, spec)
@@ -97,18 +103,21 @@ def build_graph(
     with Crew(threads, progress, cancel) as crew:
         with telemetry.phase("prepare"):
             embedded = embed(points, spec.metric)
-        n = points.shape[0]
-        neighbors = np.empty((n, spec.k), np.int32)
-        distances = np.empty((n, spec.k), embedded.dtype)
         order = None
         if spec.kind == "vecchia":
             with telemetry.phase("order"):
                 order = order_points(points, embedded, spec.order, spec.seed, crew)
-            method = find_predecessors(embedded[order], spec.k, neighbors, distances, crew, telemetry)
-        else:
-            method = find_neighbors(embedded, spec.k, neighbors, distances, crew, telemetry)
+        telemetry.counts.update(n=points.shape[0], d=points.shape[1], k=spec.k, threads=crew.threads)
+        if isinstance(spec.metric, Residual):
+            rows = np.arange(len(points)) if order is None else order
+            found = find_residual(embedded.astype(np.float64, copy=False), rows, spec, lookup, crew, telemetry)
+            return Graph(found.neighbors, found.distances, order, spec, found.certificate, telemetry, found.lookup)
+        neighbors = np.empty((len(points), spec.k), np.int32)
+        distances = np.empty((len(points), spec.k), embedded.dtype)
+        find = find_neighbors if order is None else find_predecessors
+        placed = embedded if order is None else embedded[order]
+        method = find(placed, spec.k, neighbors, distances, crew, telemetry)
         distances_out(distances, spec.metric)
-        telemetry.counts.update(n=n, d=points.shape[1], k=spec.k, threads=crew.threads)
     return Graph(neighbors, distances, order, spec, Certificate(method, str(embedded.dtype)), telemetry)
 
 
@@ -117,12 +126,14 @@ def knn_graph(
     k: int = 30,
     metric: Metric | str = "euclidean",
     *,
+    accuracy: Accuracy | Literal["exact"] | float | None = None,
+    gate: Gate = "auto",
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
     threads: int | None = None,
 ) -> Graph:
-    """Return the exact k-nearest-neighbor graph of X, each point itself excluded; arguments as in `build_graph`."""
-    spec = GraphSpec(kind="knn", k=k, metric=_metric(metric))
+    """Return the k-nearest-neighbor graph of X, each point itself excluded; arguments as in `GraphSpec` and `build_graph`."""
+    spec = GraphSpec(kind="knn", k=k, metric=_metric(metric), accuracy=accuracy, gate=gate)
     return build_graph(X, spec, progress=progress, cancel=cancel, threads=threads)
 
 
@@ -133,12 +144,17 @@ def vecchia_graph(
     metric: Metric | str = "euclidean",
     *,
     seed: int = 0,
+    accuracy: Accuracy | Literal["exact"] | float | None = None,
+    gate: Gate = "auto",
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
     threads: int | None = None,
 ) -> Graph:
-    """Return the exact Vecchia graph of X: row r lists the k nearest among ranks 0 … r-1; arguments as in `build_graph`."""
-    spec = GraphSpec(kind="vecchia", k=k, metric=_metric(metric), order=order, seed=seed)
+    """Return the Vecchia graph of X: row r lists the k nearest among ranks 0 … r-1.
+
+    Arguments as in `GraphSpec` and `build_graph`.
+    """
+    spec = GraphSpec(kind="vecchia", k=k, metric=_metric(metric), order=order, seed=seed, accuracy=accuracy, gate=gate)
     return build_graph(X, spec, progress=progress, cancel=cancel, threads=threads)
 
 

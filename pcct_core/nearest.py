@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from pcct_core.build import Tree, build_tree
 from pcct_core.dense import scan_points
 from pcct_core.parallel import Crew
-from pcct_core.search import Queries, search_groups, search_tree
+from pcct_core.search import Queries, count_groups, search_groups, search_tree
 from pcct_core.simd import LANES
 from pcct_core.telemetry import Telemetry
 from pcct_core.topk import NO_ID
@@ -52,26 +53,46 @@ def find_predecessors(
 ) -> str:
     """Write the k nearest of rows 0 … r-1 for every row r of points, T (n, d) in rank order; arrays as in `find_neighbors`.
 
-    Prefix doubling: ranks [p/2, p) search the tree of ranks below p, then p halves. So at least half of what a query
-    meets is allowed, and all trees together cost twice the last one. Returns the search used for the largest of them.
-    Source: Gu, Napier, Sun, Wang 2022, section 4.
+    Returns the search used for the level with the most ranks.
     """
     n = points.shape[0]
     limit = np.arange(n, dtype=np.int32)
     itself = np.full(n, -1, np.int32)
-    stop = n
-    method = ""
-    while stop > 0:
-        start = stop // 2 if stop > _FIRST_RANKS else 0
+    crew.expect("search", sum(count_groups(stop - start) for start, stop in _halves(n)))
+    methods = []
+    for tree, rows in predecessor_levels(points, crew, telemetry):
+        with telemetry.phase("search"):
+            queries = Queries(points, rows, limit, itself)
+            methods.append(search_points(tree, queries, k, neighbors, distances, crew))
+    return methods[0]
+
+
+def predecessor_levels(
+    points: NDArray[Any], crew: Crew, telemetry: Telemetry
+) -> Iterator[tuple[Tree, NDArray[np.int32]]]:
+    """Yield trees of the first ranks, and the ranks, int32 in tree order, that should search each; the last ranks first.
+
+    Prefix doubling: ranks [p/2, p) search the tree of ranks below p, then p halves. So at least half of what a query
+    meets is allowed, and all trees together cost twice the first one. Source: Gu, Napier, Sun, Wang 2022, section 4.
+    """
+    ranges = _halves(points.shape[0])
+    crew.expect("tree", sum(stop for _, stop in ranges))
+    for start, stop in ranges:
         with telemetry.phase("tree"):
             tree = build_tree(points[:stop], crew)
-        rows = tree.ids[:stop]
-        queries = Queries(points, rows[rows >= start], limit, itself)
-        with telemetry.phase("search"):
-            used = search_points(tree, queries, k, neighbors, distances, crew)
-        method = method or used
+        ranks = tree.ids[:stop]
+        yield tree, ranks[ranks >= start]
+
+
+def _halves(n: int) -> list[tuple[int, int]]:
+    """Return the ranges of ranks that share a tree, (start, stop), the last first."""
+    ranges = []
+    stop = n
+    while stop > 0:
+        start = stop // 2 if stop > _FIRST_RANKS else 0
+        ranges.append((start, stop))
         stop = start
-    return method
+    return ranges
 
 
 def search_points(

@@ -52,17 +52,18 @@ class _Distant(NamedTuple):
     trail: Any
 
 
-def maximin_order(points: NDArray[Any], crew: Crew) -> tuple[NDArray[np.int64], NDArray[Any]]:
+def maximin_order(points: NDArray[Any], crew: Crew, count: int | None = None) -> tuple[NDArray[np.int64], NDArray[Any]]:
     """Return the exact maximin order and each point's distance to the points before it (inf for the first).
 
-    points: T (n, e). The first point is the one nearest to the centroid (both in float64); each next one is the farthest
-    from all before it, by distances in T; ties go to the lower index.
+    points: T (n, e). count: how many points to order, None for all.
+    The first point is the one nearest to the centroid (both in float64); each next one is the farthest from all before it,
+    by distances in T; ties go to the lower index.
     Source: Guinness 2018 (the order); Schäfer, Katzfuss, Owhadi 2021, algorithm 4.1 (only points within reach are updated);
     the tree of running maxima, which gives both the next point and the reach, is ours.
     Cost: one walk of the tree per point; in low dimension O(n log² n) in all, in high dimension O(n² d).
     """
     n = points.shape[0]
-    tree = build_tree(points, crew)
+    tree = build_tree(points, crew, phase="")
     nodes = len(tree.skip)
     home = np.empty(n, np.int32)
     home[tree.ids[:n]] = np.arange(n, dtype=np.int32) // LANES
@@ -75,20 +76,21 @@ def maximin_order(points: NDArray[Any], crew: Crew) -> tuple[NDArray[np.int64], 
     )
     find_farthest(tree, distant)
     centroid = points.mean(axis=0, dtype=np.float64)
-    order = np.empty(n, np.int64)
-    distances = np.empty(n, points.dtype)
+    count = n if count is None else count
+    order = np.empty(count, np.int64)
+    distances = np.empty(count, points.dtype)
     order[0] = np.argmin(np.square(points - centroid).sum(axis=1, dtype=np.float64))
     distances[0] = np.inf
     done, steps = 0, 16
-    crew.report("order", 0, n)
-    while done < n:
-        stop = min(n, done + steps)
+    crew.report("order", 0, count)
+    while done < count:
+        stop = min(count, done + steps)
         begin = time.perf_counter()
         choose_farthest(tree, points, distant, order, distances, done, stop)
         # A stretch never more than doubles: compilation or a hiccup in one says nothing about the next.
         steps = int(min(2 * steps, max(1, steps * _STEP_S / max(time.perf_counter() - begin, 1e-6))))
         done = stop
-        crew.report("order", done, n)
+        crew.report("order", done, count)
     return order, distances
 
 

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, TypeAlias
 
@@ -49,6 +50,7 @@ class Crew:
         self.cancel = cancel
         self._pool: ThreadPoolExecutor | None = None
         self._reported_s = 0.0
+        self._expected: dict[str, _Phase] = {}
 
     def __enter__(self) -> Crew:
         return self
@@ -74,14 +76,22 @@ class Crew:
                 self.progress(phase, done, total)
         self.check()
 
-    def run(self, phase: str, total: int, work: Callable[[int, int], object], grain: int = 1) -> None:
+    def expect(self, phase: str, total: int) -> None:
+        """Announce that the coming runs of a phase count up to total together; otherwise each counts for itself."""
+        self._expected[phase] = _Phase(total)
+
+    def run(
+        self, phase: str, total: int, work: Callable[[int, int], object], grain: int = 1, units: float = 1.0
+    ) -> None:
         """Call work(start, stop) over [0, total) in chunks, on all threads; return when every chunk is done.
 
         Chunks start at `grain` items and grow until one takes about 20 ms. Which thread does which chunk is left to
         chance, so work must not depend on it. The first error of any thread is raised here after all have stopped.
+        phase: reported, or "" to only look at the cancel token. units: what an item counts in the phase.
         """
+        scope = self._expected.get(phase) or _Phase(round(total * units))
         shift = _Shift(total, grain, self.threads)
-        self.report(phase, 0, total)
+        self._advance(phase, scope, 0.0)
         helpers = min(self.threads - 1, (total - 1) // grain)
         futures: list[Future[None]] = []
         if helpers > 0:
@@ -91,14 +101,22 @@ class Crew:
         try:
             while (chunk := shift.take()) is not None:
                 shift.timed(work, chunk)
-                self.report(phase, min(shift.done, total - 1), total)
+                self._advance(phase, scope, shift.done * units, last=scope.total - 1)
         finally:
             shift.stopped = True
             for future in futures:
                 future.exception()  # waits
         for future in futures:
             future.result()
-        self.report(phase, total, total)
+        scope.done += total * units
+        self._advance(phase, scope, 0.0)
+
+    def _advance(self, phase: str, scope: _Phase, more: float, last: int | None = None) -> None:
+        """Report what is done; at most `last`, so that a phase ends once, when its threads have."""
+        if phase:
+            self.report(phase, min(round(scope.done + more), scope.total if last is None else last), scope.total)
+        else:
+            self.check()
 
     def _help(self, shift: _Shift, work: Callable[[int, int], object]) -> None:
         try:
@@ -108,6 +126,14 @@ class Crew:
         except BaseException:
             shift.stopped = True
             raise
+
+
+@dataclass
+class _Phase:
+    """What a phase counts up to, and how much of it earlier runs have done."""
+
+    total: int
+    done: float = 0.0
 
 
 class _Shift:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pcct_core.errors import InvalidPoints, InvalidSpec
-from pcct_core.spec import Cosine, Euclidean, GraphSpec, Haversine, Metric
+from pcct_core.spec import Cosine, GraphSpec, Haversine, Inducing, Metric, Residual
 
 Points: TypeAlias = NDArray[np.float32] | NDArray[np.float64]
 FloatArray: TypeAlias = NDArray[Any]
@@ -45,7 +45,8 @@ def as_points(X: Any) -> Points:
     if array.shape[0] > MAX_POINTS:
         raise InvalidPoints(f"{array.shape[0]} points are more than the {MAX_POINTS} that int32 indices can name")
     dtype = np.float32 if array.dtype.kind == "f" and array.dtype.itemsize == 4 else np.float64
-    points: Points = np.ascontiguousarray(array, dtype=dtype)  # type: ignore[assignment]
+    # Kernels are compiled for writable, aligned arrays; a read-only map would have them compiled once more.
+    points: Points = np.require(array, dtype=dtype, requirements=["C", "A", "W"])
     check_finite(points)
     return points
 
@@ -80,11 +81,23 @@ def check_shape(n: int, d: int, spec: GraphSpec) -> None:
     metric = spec.metric
     if isinstance(metric, Haversine) and d != 2:
         raise InvalidSpec(f"haversine needs 2 columns (longitude, latitude), these points have {d}", "metric.type")
-    if isinstance(metric, Euclidean) and isinstance(metric.lengthscale, tuple) and len(metric.lengthscale) != d:
+    scale = lengthscale_of(metric)
+    if isinstance(scale, tuple) and len(scale) != d:
         raise InvalidSpec(
-            f"lengthscale has {len(metric.lengthscale)} values for {d} dimensions; give one or {d}",
-            "metric.lengthscale",
+            f"lengthscale has {len(scale)} values for {d} dimensions; give one or {d}", "metric.lengthscale"
         )
+    if isinstance(metric, Residual) and isinstance(metric.inducing, Inducing) and metric.inducing.count > n:
+        raise InvalidSpec(
+            f"{metric.inducing.count} inducing points are more than the {n} points; use at most {n}",
+            "metric.inducing.count",
+        )
+
+
+def lengthscale_of(metric: Metric) -> float | tuple[float, ...] | None:
+    """Return what the metric divides coordinates by; None where it does not."""
+    if isinstance(metric, Residual):
+        return metric.kernel.lengthscale
+    return None if isinstance(metric, Haversine | Cosine) else metric.lengthscale
 
 
 def check_metric(points: Points, metric: Metric, first_row: int = 0) -> None:
@@ -109,12 +122,12 @@ def check_metric(points: Points, metric: Metric, first_row: int = 0) -> None:
         if zero.any():
             row = first_row + int(np.argmax(zero))
             raise InvalidPoints(f"row {row} is all zeros; the cosine distance is not defined there", row)
-    elif metric.lengthscale is not None:
+    elif (scale := lengthscale_of(metric)) is not None and not isinstance(metric, Residual):
         with np.errstate(over="ignore"):
-            held: FloatArray = np.asarray(metric.lengthscale, points.dtype)
+            held: FloatArray = np.asarray(scale, points.dtype)
         if not ((held > 0) & np.isfinite(held)).all():
             raise InvalidSpec(
-                f"lengthscale {metric.lengthscale} is beyond what {points.dtype} holds; use float64 points",
+                f"lengthscale {scale} is beyond what {points.dtype} holds; use float64 points",
                 "metric.lengthscale",
             )
 
@@ -123,7 +136,8 @@ def embed(points: Points, metric: Metric) -> Points:
     """Return the points where plain Euclidean distance orders neighbors as the metric does; C-contiguous, maybe the input.
 
     points: (n, d), checked for the metric. Euclidean: coordinates over lengthscales, same type. Haversine: unit vectors of
-    R^3, always float64 (a float32 chord resolves half a metre). Cosine: rows over their norms, same type.
+    R^3, always float64 (a float32 chord resolves half a metre). Cosine: rows over their norms, same type. Residual:
+    coordinates over lengthscales, always float64; neighbors are only sought there, not ordered.
     Raises InvalidPoints when squared distances would overflow.
     """
     embedded: Points
@@ -137,17 +151,17 @@ def embed(points: Points, metric: Metric) -> Points:
         scaled = points / np.abs(points).max(axis=1, keepdims=True)  # the squares of tiny rows would be lost
         embedded = scaled / np.sqrt(np.square(scaled).sum(axis=1, keepdims=True, dtype=np.float64))
         return np.ascontiguousarray(embedded, dtype=points.dtype)  # type: ignore[return-value]
-    embedded = points
-    if metric.lengthscale is not None:
+    embedded = points.astype(np.float64) if isinstance(metric, Residual) else points
+    if (scale := lengthscale_of(metric)) is not None:
         with np.errstate(over="ignore"):
-            embedded = points / np.asarray(metric.lengthscale, points.dtype)
-    largest = float(np.sqrt(np.finfo(points.dtype).max / points.shape[1])) / 4
+            embedded = embedded / np.asarray(scale, embedded.dtype)
+    largest = float(np.sqrt(np.finfo(embedded.dtype).max / points.shape[1])) / 4
     beyond = ~(np.abs(embedded) <= largest)
     if beyond.any():
         row = int(np.argmax(beyond.any(axis=1)))
         raise InvalidPoints(
             f"row {row} has a coordinate beyond {largest:.2g} (over its lengthscale), where squared distances overflow "
-            f"{points.dtype}; rescale the points" + (" or use float64" if points.dtype == np.float32 else ""),
+            f"{embedded.dtype}; rescale the points" + (" or use float64" if embedded.dtype == np.float32 else ""),
             row,
         )
     return embedded

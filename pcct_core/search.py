@@ -57,7 +57,7 @@ class _Walk(NamedTuple):
 
 def order_queries(points: NDArray[Any], crew: Crew) -> NDArray[np.int32]:
     """Return the rows of points, T (m, d), in an order in which neighbors stand together: that of their own tree."""
-    rows: NDArray[np.int32] = build_tree(points, crew).ids[: points.shape[0]]
+    rows: NDArray[np.int32] = build_tree(points, crew, phase="").ids[: points.shape[0]]
     return rows
 
 
@@ -70,7 +70,7 @@ def search_radius(
     Returns indptr int64 (m + 1,), neighbors int32 (nnz,), distances T (nnz,).
     """
     m = queries.points.shape[0]
-    groups = (len(queries.rows) + LANES - 1) // LANES
+    groups = count_groups(len(queries.rows))
     bound = tree.coords.dtype.type(radius)
     indptr = np.zeros(m + 1, np.int64)
     none = np.empty(0, np.int32), np.empty(0, tree.coords.dtype)
@@ -84,11 +84,16 @@ def search_radius(
     return indptr, neighbors, distances
 
 
+def count_groups(queries: int) -> int:
+    """Return how many groups that many queries make."""
+    return (queries + LANES - 1) // LANES
+
+
 def search_tree(
     tree: Tree, queries: Queries, k: int, neighbors: NDArray[np.int32], distances: NDArray[Any], crew: Crew
 ) -> None:
     """Find the k nearest of every asked row; write rows of neighbors, int32 (m, k), and distances, T (m, k)."""
-    groups = (len(queries.rows) + LANES - 1) // LANES
+    groups = count_groups(len(queries.rows))
     crew.run("search", groups, lambda a, b: search_groups(tree, queries, k, a, b, neighbors, distances), grain=4)
 
 

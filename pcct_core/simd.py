@@ -1,7 +1,7 @@
-"""Explicit vectors: the three inner loops that compilers do not vectorise on their own.
+"""Explicit vectors: the inner loops that compilers do not vectorise on their own.
 
 Written as generic LLVM vectors of 64 bytes, which every target lowers to what it has (one AVX-512 register, two AVX2, four
-NEON). Arithmetic is IEEE, in the order of the dimensions, without fused multiply-add: a distance here has the same bits as
+NEON). Distances are IEEE, in the order of the dimensions, without fused multiply-add: a distance here has the same bits as
 the plain loop `for c: total += (x[c] - q[c]) * (x[c] - q[c])` in NumPy, and so ties are the same ties.
 
 Each function has a plain Python twin, which runs when Numba's JIT is switched off.
@@ -17,6 +17,7 @@ from numba import config, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+QUERIES = 4  # queries that share one load in `project_bucket`: 16 accumulators of 64 bytes, half of AVX-512's registers
 LANES = 32  # points of a bucket and queries of a group: two float32 or four float64 vectors of 64 bytes
 
 
@@ -165,6 +166,51 @@ def _fit_below(typingctx, products, at, halves, first, bound):
 
 
 @intrinsic
+def _project_bucket(typingctx, blocks, offset, count, queries, at, out, to):
+    places = types.UniTuple(types.intp, QUERIES)
+    signature = types.void(blocks, types.intp, types.intp, queries, places, out, places)
+
+    def codegen(context, builder, sig, args):
+        blocks_t, _, _, queries_t, _, out_t, _ = sig.args
+        blocks_v, offset_v, count_v, queries_v, at_v, out_v, to_v = args
+        lanes = _widest(blocks_t)
+        parts = LANES // lanes
+        intp = offset_v.type
+        element = context.get_value_type(blocks_t.dtype)
+        vector = ir.VectorType(element, lanes)
+        name = f"llvm.fmuladd.v{lanes}f{blocks_t.dtype.bitwidth}"
+        multiply_add = cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector, [vector] * 3), name)
+        starts = [builder.extract_value(at_v, i) for i in range(QUERIES)]
+        ends = [builder.extract_value(to_v, i) for i in range(QUERIES)]
+        totals = {}
+        for i in range(QUERIES):
+            for part in range(parts):
+                totals[i, part] = cgutils.alloca_once(builder, vector)
+                place = builder.add(ends[i], ir.Constant(intp, part * lanes))
+                builder.store(_load(builder, context, out_t, out_v, place, lanes), totals[i, part])
+        data = context.make_array(queries_t)(context, builder, value=queries_v).data
+        with cgutils.for_range(builder, count_v, intp=intp) as loop:
+            row = builder.add(offset_v, builder.mul(loop.index, ir.Constant(intp, LANES)))
+            values = [
+                _splat(builder, builder.load(builder.gep(data, [builder.add(start, loop.index)])), lanes)
+                for start in starts
+            ]
+            for part in range(parts):
+                place = builder.add(row, ir.Constant(intp, part * lanes))
+                block = _load(builder, context, blocks_t, blocks_v, place, lanes)
+                for i, value in enumerate(values):
+                    total = totals[i, part]
+                    builder.store(builder.call(multiply_add, [block, value, builder.load(total)]), total)
+        for i in range(QUERIES):
+            for part in range(parts):
+                place = builder.add(ends[i], ir.Constant(intp, part * lanes))
+                _store(builder, context, out_t, out_v, place, builder.load(totals[i, part]))
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
 def _order_rows(typingctx, distances, ids, low, high):
     signature = types.void(distances, ids, types.intp, types.intp)
 
@@ -190,6 +236,14 @@ def _order_rows(typingctx, distances, ids, low, high):
         return context.get_dummy_value()
 
     return signature, codegen
+
+
+@intrinsic
+def _count_bits(typingctx, mask):
+    def codegen(context, builder, sig, args):
+        return builder.ctpop(args[0])
+
+    return types.uint32(types.uint32), codegen
 
 
 @intrinsic
@@ -236,6 +290,13 @@ if config.DISABLE_JIT:
         for rows in (distances, ids):
             rows[a], rows[b] = np.where(swap, rows[b], rows[a]), np.where(swap, rows[a], rows[b])
 
+    def project_bucket(  # noqa: D103
+        blocks: Any, offset: int, count: int, queries: Any, at: Any, out: Any, to: Any
+    ) -> None:
+        block = blocks[offset : offset + count * LANES].reshape(count, LANES)
+        for a, b in zip(at, to, strict=True):
+            out[b : b + LANES] += queries[a : a + count] @ block
+
     def fit_below(products: Any, at: int, halves: Any, first: int, bound: Any) -> int:  # noqa: D103
         return _pack(halves[first : first + LANES] - products[at : at + LANES] <= bound)
 
@@ -244,6 +305,12 @@ if config.DISABLE_JIT:
 
     def drop_lowest_bit(mask: int) -> int:  # noqa: D103
         return mask & (mask - 1)
+
+    def count_bits(mask: int) -> int:  # noqa: D103
+        return mask.bit_count()
+
+    def keep_bits(mask: int, other: int) -> int:  # noqa: D103
+        return int(mask) & other
 
     def _pack(flags: Any) -> int:
         return int.from_bytes(np.packbits(flags, bitorder="little").tobytes(), "little")
@@ -283,6 +350,17 @@ else:
         _order_rows(distances, ids, low, high)
 
     @njit(nogil=True)
+    def project_bucket(blocks, offset, count, queries, at, out, to):
+        """Add the inner products of four queries with the 32 rows of a block, over `count` of their coordinates.
+
+        blocks:  T flat; coordinate c of row j is at offset + c * LANES + j. queries: T flat; coordinate c of query i is at
+        at[i] + c. out: T flat; the products of query i are added to out[to[i] : to[i] + LANES].
+        at, to: tuples of QUERIES ints. Each product is summed in the order of the coordinates, by fused multiply-add where
+        the target has it, so its bits do not depend on which queries came together.
+        """
+        _project_bucket(blocks, offset, count, queries, at, out, to)
+
+    @njit(nogil=True)
     def fit_below(products, at, halves, first, bound):
         """Return uint32 whose bit j is set where halves[first + j] - products[at + j] ≤ bound, j < LANES; both T flat."""
         return _fit_below(products, at, halves, first, bound)
@@ -296,3 +374,13 @@ else:
     def drop_lowest_bit(mask):
         """Return the uint32 mask without its lowest set bit."""
         return np.uint32(mask & (mask - np.uint32(1)))
+
+    @njit(nogil=True)
+    def count_bits(mask):
+        """Return how many bits of a uint32 are set."""
+        return np.int64(_count_bits(mask))
+
+    @njit(nogil=True)
+    def keep_bits(mask, other):
+        """Return the uint32 of the bits that two of them share."""
+        return np.uint32(mask & other)

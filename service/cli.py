@@ -5,6 +5,7 @@ Everything heavy is imported by the command that needs it, so `pcct --help` answ
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -81,21 +82,51 @@ def graph(
     points: Annotated[Path, typer.Argument(help="Points as .npy: (n, d) numbers.", metavar="POINTS.npy")],
     k: Annotated[int, typer.Option("-k", help="Neighbors per point.")] = 30,
     kind: Annotated[str, typer.Option(help="knn or vecchia.")] = "knn",
-    metric: Annotated[str, typer.Option(help="euclidean, haversine (longitude, latitude in degrees) or cosine.")] = (
-        "euclidean"
-    ),
+    metric: Annotated[
+        str, typer.Option(help="euclidean, haversine (longitude, latitude in degrees), cosine or residual.")
+    ] = "euclidean",
     order: Annotated[str, typer.Option(help="Vecchia order: maximin, hilbert, random, coordinate, given.")] = "maximin",
     seed: Annotated[int, typer.Option(help="Seed of the random order.")] = 0,
     lengthscale: Annotated[
-        str | None, typer.Option(help="Euclidean lengthscale: one number, or one per dimension as 0.3,0.3,0.1.")
+        str | None, typer.Option(help="euclidean, residual: one number, or one per dimension as 0.3,0.3,0.1.")
+    ] = None,
+    kernel: Annotated[
+        str | None, typer.Option(help="residual: rbf, matern12, matern32 or matern52.", show_default="matern52")
+    ] = None,
+    variance: Annotated[float | None, typer.Option(help="residual: kernel variance.", show_default="1")] = None,
+    inducing: Annotated[
+        int | None, typer.Option(help="residual: number of inducing points.", show_default="512")
+    ] = None,
+    accuracy: Annotated[
+        str | None, typer.Option(help="residual: recall to certify, or exact.", show_default="0.999")
+    ] = None,
+    gate: Annotated[
+        str | None, typer.Option(help="residual: auto, lookup, or off to scan all pairs.", show_default="auto")
     ] = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="File to write, .npz.")] = Path("graph.npz"),
 ) -> None:
     """Build a graph from a file, without a server."""
     from service.local import build_file
 
-    spec = _read_spec(kind=kind, k=k, metric=metric, order=order, seed=seed, lengthscale=lengthscale)
+    description = _read_metric(metric, lengthscale, kernel=kernel, variance=variance, inducing=inducing)
+    spec = _read_spec(description, accuracy, gate, kind=kind, k=k, order=order, seed=seed)
     print(build_file(points, spec, output))
+
+
+@app.command()
+def guardrail(
+    as_json: Annotated[bool, typer.Option("--json", help="Print all that was measured as one JSON object.")] = False,
+) -> None:
+    """Check the residual metric on 4,096 points: recall, gate, speed, determinism. Exit status 1 when a check fails."""
+    from pcct_core.guardrail import run_guardrail
+
+    checks, report = run_guardrail()
+    if as_json:
+        print(json.dumps(report))
+    else:
+        for check in checks:
+            print(f"{'pass' if check.passed else 'FAIL'}  {check.name}: {check.found}")
+    sys.exit(0 if report["passed"] else 1)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
@@ -109,11 +140,13 @@ def bench(context: typer.Context) -> None:
     sys.exit(subprocess.run([sys.executable, str(runner), *context.args], check=False).returncode)
 
 
-def _read_spec(*, metric: str, lengthscale: str | None, **fields: Any) -> GraphSpec:
+def _read_metric(kind: str, lengthscale: str | None, **fields: Any) -> dict[str, Any]:
+    """Return the metric's JSON form; fields that were not given are left out."""
     from pcct_core.errors import InvalidSpec
-    from pcct_core.spec import GraphSpec
 
-    description: dict[str, Any] = {"type": metric}
+    metric: dict[str, Any] = {"type": kind} | {name: value for name, value in fields.items() if value is not None}
+    if kind == "residual":
+        metric.setdefault("kernel", "matern52")
     if lengthscale is not None:
         try:
             values = [float(part) for part in lengthscale.split(",")]
@@ -121,8 +154,23 @@ def _read_spec(*, metric: str, lengthscale: str | None, **fields: Any) -> GraphS
             raise InvalidSpec(
                 f"lengthscale {lengthscale!r} is not a number or a list such as 0.3,0.3,0.1", "metric.lengthscale"
             ) from None
-        description["lengthscale"] = values if len(values) > 1 else values[0]
-    return GraphSpec.from_json({**fields, "metric": description})
+        metric["lengthscale"] = values if len(values) > 1 else values[0]
+    return metric
+
+
+def _read_spec(metric: dict[str, Any], accuracy: str | None, gate: str | None, **fields: Any) -> GraphSpec:
+    from pcct_core.errors import InvalidSpec
+    from pcct_core.spec import GraphSpec
+
+    wish: dict[str, Any] = {**fields, "metric": metric}
+    if gate is not None:
+        wish["gate"] = gate
+    if accuracy is not None:
+        try:
+            wish["accuracy"] = accuracy if accuracy == "exact" else float(accuracy)
+        except ValueError:
+            raise InvalidSpec(f"accuracy {accuracy!r} is not a recall such as 0.999, or 'exact'", "accuracy") from None
+    return GraphSpec.from_json(wish)
 
 
 def main() -> NoReturn:

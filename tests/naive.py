@@ -136,3 +136,40 @@ def _nearest(X, Q, k, allowed):
         neighbors[i, : len(nearest)] = nearest
         distances[i, : len(nearest)] = row[nearest]
     return neighbors, distances
+
+
+def covariance(X, Z, kernel, lengthscale=1.0, variance=1.0):
+    """Return the kernel matrix of the rows of X and of Z, float64; kernel: rbf, matern12, matern32 or matern52."""
+    scaled_x, scaled_z = np.asarray(X, float) / lengthscale, np.asarray(Z, float) / lengthscale
+    r = distance_block(scaled_x, scaled_z)
+    a3, a5 = np.sqrt(3.0) * r, np.sqrt(5.0) * r
+    correlation = {
+        "rbf": np.exp(-(r**2) / 2),
+        "matern12": np.exp(-r),
+        "matern32": (1 + a3) * np.exp(-a3),
+        "matern52": (1 + a5 + a5**2 / 3) * np.exp(-a5),
+    }[kernel]
+    return variance * correlation
+
+
+def residual_factors(X, Z, kernel, lengthscale=1.0, variance=1.0, jitter=1e-6, floor=1e-9):
+    """Return V, float64 (n, m), and p, float64 (n,): see pcct_core.residual."""
+    lower = np.linalg.cholesky(covariance(Z, Z, kernel, lengthscale, variance) + jitter * variance * np.eye(len(Z)))
+    V = np.linalg.solve(lower, covariance(Z, X, kernel, lengthscale, variance)).T
+    return V, np.maximum(variance - np.square(V).sum(axis=1), floor * variance)
+
+
+def residual_distances(X, V, p, kernel, lengthscale=1.0, variance=1.0):
+    """Return the matrix of sqrt(1 - |rho|), float64 (n, n)."""
+    rho = (covariance(X, X, kernel, lengthscale, variance) - V @ V.T) / np.sqrt(np.outer(p, p))
+    return np.sqrt(np.maximum(0.0, 1.0 - np.abs(rho)))
+
+
+def nearest_in(distances, k, predecessors):
+    """Return neighbors and distances, (n, k), of a square matrix of distances: among all other rows, or earlier ones."""
+    n = len(distances)
+    allowed = np.tri(n, k=-1, dtype=bool) if predecessors else ~np.eye(n, dtype=bool)
+    masked = np.where(allowed, distances, np.inf)
+    neighbors = np.argsort(masked, axis=1, kind="stable")[:, :k].astype(np.int32)
+    nearest = np.take_along_axis(masked, neighbors, axis=1)
+    return np.where(np.isinf(nearest), -1, neighbors).astype(np.int32), nearest

@@ -108,7 +108,8 @@ class Runner:
         started = time.perf_counter()
         log.info("job started", dataset=record.dataset[:12], spec=record.spec, attempt=record.attempts)
         points = await self._patiently(lambda: self.store.load_points(record.dataset))
-        build = _BuildThread(self.build, points, GraphSpec.from_json(record.spec), self.settings.threads)
+        spec = await self._with_arrays(GraphSpec.from_json(record.spec))
+        build = _BuildThread(self.build, points, spec, self.settings.threads)
         if not await self._follow(build, graph_id, attempt):
             log.info("job stopped: not wanted any more")
             return
@@ -126,6 +127,13 @@ class Runner:
             )
         )
         log.info("job published" if published else "job overtaken", seconds=round(time.perf_counter() - started, 3))
+
+    async def _with_arrays(self, spec: GraphSpec) -> GraphSpec:
+        """Return the specification with the arrays of the datasets that it names."""
+        arrays = {}
+        for dataset in spec.references():
+            arrays[dataset] = await self._patiently(partial(self.store.load_points, dataset))
+        return spec.with_arrays(arrays)
 
     async def _follow(self, build: _BuildThread, graph_id: str, attempt: str) -> bool:
         """Report progress until the build has finished; False when its result is not wanted any more.

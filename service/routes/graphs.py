@@ -108,6 +108,8 @@ async def request_graph(
         raise RequestValidationError(error.errors()) from None
     spec = GraphSpec.from_json(wish.spec)
     check_wish_on(await find_dataset(wish.dataset, backend), spec, backend.settings)
+    for reference in spec.references():
+        await find_dataset(reference, backend)
     wait_s = granted_wait(prefer, backend)
     record = await backend.ask_graph(wish.dataset, spec)
     return await graph_answer(await backend.wait_graph(record, wait_s or 0.0), backend, wait_s)

@@ -1,0 +1,197 @@
+import numpy as np
+import pytest
+
+import pcct_core as pc
+from pcct_core.spec import KERNELS, Stored
+from tests import naive
+from tests.core.judge import same_graphs
+
+N, M, K = 900, 60, 12
+
+
+def points(d=3, n=N, seed=0):
+    return np.random.default_rng(seed).random((n, d))
+
+
+def expected(graph, X, metric, kernel, **parameters):
+    """Neighbors and distances by brute force, in the rows of the graph."""
+    rows = X if graph.order is None else X[graph.order]
+    if metric.factors is None:
+        V, p = naive.residual_factors(rows, X[:M], kernel, jitter=metric.jitter, **parameters)
+    else:
+        V, p = (stored.array if graph.order is None else stored.array[graph.order] for stored in metric.factors)
+    distances = naive.residual_distances(rows, V, p, kernel, **parameters)
+    return distances, *naive.nearest_in(distances, graph.spec.k, graph.spec.kind == "vecchia")
+
+
+def check(graph, distances, neighbors, nearest, tolerance):
+    """The same distances, and the same neighbors but for those that the tolerance cannot tell apart."""
+    np.testing.assert_allclose(graph.distances, nearest, atol=tolerance, rtol=0)
+    own = np.where(
+        graph.neighbors >= 0, np.take_along_axis(distances, graph.neighbors.astype(np.int64), axis=1), np.inf
+    )
+    np.testing.assert_allclose(own, nearest, atol=tolerance, rtol=0)
+    np.testing.assert_array_equal(graph.neighbors < 0, neighbors < 0)
+
+
+@pytest.mark.parametrize("kernel", list(KERNELS))
+@pytest.mark.parametrize("kind", ["knn", "vecchia"])
+class TestExact:
+    def test_graph_equals_brute_force(self, kernel, kind):
+        X, scale = points(), (0.3, 0.5, 0.4)
+        metric = pc.Residual(KERNELS[kernel](scale, variance=2.0), inducing=X[:M], jitter=1e-3)
+        spec = pc.GraphSpec(kind, K, metric, "random", accuracy="exact")
+        graph = pc.build_graph(X, spec)
+        check(graph, *expected(graph, X, metric, kernel, lengthscale=scale, variance=2.0), tolerance=1e-7)
+        assert graph.certificate.exact
+        assert graph.certificate.method == "dense"
+        assert graph.distances.dtype == np.float64
+
+    def test_given_factors_give_the_same_neighbors_as_brute_force(self, kernel, kind):
+        X = points(2)
+        V, p = naive.residual_factors(X, X[:M], kernel, lengthscale=0.2, jitter=1e-3)
+        metric = pc.Residual.from_factors(V, p, KERNELS[kernel](0.2))
+        graph = pc.build_graph(X, pc.GraphSpec(kind, K, metric, "hilbert", accuracy="exact"))
+        distances, neighbors, nearest = expected(graph, X, metric, kernel, lengthscale=0.2)
+        check(graph, distances, neighbors, nearest, tolerance=1e-8)
+        np.testing.assert_array_equal(graph.neighbors, neighbors)
+
+
+class TestFactors:
+    def test_fortran_order_is_read_as_what_it_is(self):
+        X = points()
+        V, p = naive.residual_factors(X, X[:M], "matern52", lengthscale=0.3)
+        graphs = [
+            pc.knn_graph(X, K, pc.Residual.from_factors(form(V), p, pc.Matern52(0.3)), accuracy="exact")
+            for form in (np.ascontiguousarray, np.asfortranarray)
+        ]
+        same_graphs(*graphs)
+
+    def test_repeated_points_are_degenerate_but_counted(self):
+        X = np.repeat(points(n=300), 2, axis=0)
+        graph = pc.knn_graph(X, 5, pc.Residual(pc.RBF(1.0), inducing=100, jitter=0.0, floor=1e-4), accuracy="exact")
+        assert graph.certificate.degenerate_rows > 0
+        assert np.isfinite(graph.distances).all()
+
+    @pytest.mark.parametrize(
+        ("change", "field"),
+        [
+            (lambda V, p: (V[:-1], p), "metric.v"),
+            (lambda V, p: (V, p[:-1]), "metric.p"),
+            (lambda V, p: (V, np.where(np.arange(N) == 7, 0.0, p)), "metric.p"),
+            (lambda V, p: (np.where(np.arange(M) == 3, np.nan, V), p), "metric.v"),
+        ],
+    )
+    def test_factors_that_do_not_fit_are_refused(self, change, field):
+        X = points()
+        V, p = change(*naive.residual_factors(X, X[:M], "rbf", lengthscale=0.3))
+        with pytest.raises(pc.InvalidSpec) as refused:
+            pc.knn_graph(X, K, pc.Residual.from_factors(V, p, pc.RBF(0.3)))
+        assert refused.value.field == field
+
+
+class TestInducing:
+    def test_repeated_inducing_points_without_jitter_are_a_named_error_with_the_remedy(self):
+        X = points()
+        with pytest.raises(
+            pc.NotPositiveDefinite, match="larger jitter, fewer inducing points, or remove repeated ones"
+        ):
+            pc.knn_graph(X, K, pc.Residual(pc.Matern32(0.3), inducing=np.vstack([X[:20], X[:20]]), jitter=0.0))
+
+    def test_more_inducing_points_than_points_are_refused(self):
+        with pytest.raises(pc.InvalidSpec, match="901 inducing points are more than the 900 points"):
+            pc.knn_graph(points(), K, pc.Residual(pc.RBF(0.3), inducing=N + 1))
+        with pytest.raises(pc.InvalidSpec, match="more than"):
+            pc.knn_graph(points(n=30), K, pc.Residual(pc.RBF(0.3), inducing=points(n=31)))
+
+    def test_no_inducing_points_are_refused(self):
+        with pytest.raises(pc.InvalidSpec, match="at least 1"):
+            pc.Residual(pc.RBF(0.3), inducing=0)
+        with pytest.raises(pc.InvalidSpec, match="m ≥ 1"):
+            pc.knn_graph(points(), K, pc.Residual(pc.RBF(0.3), inducing=np.empty((0, 3))))
+
+    def test_random_ones_depend_on_the_seed_alone(self):
+        X = points()
+        graphs = [
+            pc.knn_graph(X, K, pc.Residual(pc.Matern12(0.3), pc.Inducing(M, "random", seed)), accuracy="exact")
+            for seed in (1, 1, 2)
+        ]
+        same_graphs(graphs[0], graphs[1])
+        assert graphs[0].distances.tobytes() != graphs[2].distances.tobytes()
+
+    def test_an_array_that_is_not_at_hand_is_asked_for(self):
+        with pytest.raises(pc.InvalidSpec, match="not at hand"):
+            pc.knn_graph(points(), K, pc.Residual(pc.RBF(0.3), inducing=Stored("0" * 64)))
+
+    @pytest.mark.parametrize("scale", [0.0, -1.0, [0.3, 0.3], float("nan")])
+    def test_lengthscales_that_do_not_fit_are_refused(self, scale):
+        with pytest.raises(pc.InvalidSpec) as refused:
+            pc.knn_graph(points(), K, pc.Residual(pc.RBF(scale)))
+        assert refused.value.field == "metric.lengthscale"
+
+
+@pytest.fixture(scope="module")
+def exact_and_gated():
+    """A set large enough for a gate, its exact graph, and the gated one."""
+    X = points(n=12_000, seed=3)
+    metric = pc.Residual(pc.Matern52(0.3), inducing=64)
+    exact = pc.vecchia_graph(X, 20, "random", metric, accuracy="exact")
+    return X, metric, exact, pc.vecchia_graph(X, 20, "random", metric)
+
+
+class TestGate:
+    def test_recall_is_what_the_certificate_says(self, exact_and_gated):
+        _, _, exact, gated = exact_and_gated
+        certificate = gated.certificate
+        assert certificate.method == "gated"
+        assert not certificate.exact
+        assert certificate.recall_lower >= 0.999
+        missing = sum(
+            np.count_nonzero(~np.isin(true[true >= 0], found))
+            for true, found in zip(exact.neighbors, gated.neighbors, strict=True)
+        )
+        assert 1 - missing / np.count_nonzero(exact.neighbors >= 0) >= certificate.recall_lower
+
+    def test_pairs_have_the_same_bits_behind_a_gate_as_in_full(self, exact_and_gated):
+        _, _, exact, gated = exact_and_gated
+        same = (exact.neighbors == gated.neighbors).all(axis=1)
+        assert same.mean() > 0.99
+        assert exact.distances[same].tobytes() == gated.distances[same].tobytes()
+
+    def test_gate_prunes_and_counts(self, exact_and_gated):
+        certificate = exact_and_gated[3].certificate
+        assert certificate.gate1_candidates == 12_000 * 11_999 // 2
+        assert certificate.gate1_kept + certificate.gate1_pruned == certificate.gate1_candidates
+        assert certificate.gate1_pruned > 0.8 * certificate.gate1_candidates
+
+    def test_threads_do_not_change_a_byte(self, exact_and_gated):
+        X, metric, _, gated = exact_and_gated
+        same_graphs(gated, pc.vecchia_graph(X, 20, "random", metric, threads=1))
+
+    def test_a_lookup_is_reused_when_hyperparameters_move(self, exact_and_gated):
+        X, _, _, gated = exact_and_gated
+        moved = pc.Residual(pc.Matern52(0.33), inducing=64)
+        spec = pc.GraphSpec("vecchia", 20, moved, "random", gate="lookup")
+        again = pc.build_graph(X, spec, lookup=pc.GateLookup.from_json(gated.lookup.to_json()))
+        assert again.certificate.recall_lower >= 0.999
+        assert "learn" not in again.telemetry.seconds
+
+    def test_lookup_without_one_is_refused(self):
+        with pytest.raises(pc.InvalidSpec, match="'auto' once"):
+            pc.knn_graph(points(), K, pc.Residual(pc.RBF(0.3), inducing=M), gate="lookup")
+
+    def test_a_lookup_that_looks_too_near_is_widened_until_the_audit_agrees(self, exact_and_gated):
+        X, metric, _, gated = exact_and_gated
+        narrow = pc.GateLookup(gated.lookup.edges, np.full(8, 1.0), "matern52", 20)
+        graph = pc.build_graph(X, pc.GraphSpec("vecchia", 20, metric, "random", gate="lookup"), lookup=narrow)
+        assert graph.certificate.gate1_widenings > 0
+        assert graph.certificate.exact or graph.certificate.recall_lower >= 0.999
+
+    def test_small_sets_are_scanned_in_full(self):
+        graph = pc.knn_graph(points(), K, pc.Residual(pc.Matern52(0.3), inducing=M))
+        assert graph.certificate.exact
+        assert graph.certificate.gate1_pruned == 0
+
+    def test_gate_off_scans_in_full(self, exact_and_gated):
+        X, metric, exact, _ = exact_and_gated
+        same_graphs(exact, pc.vecchia_graph(X, 20, "random", metric, gate="off"))
