@@ -25,7 +25,7 @@ from pcct_core.build import Tree
 from pcct_core.parallel import Crew
 from pcct_core.search import Queries, count_groups, load_group, make_group, scan_lane
 from pcct_core.simd import LANES, fit_below
-from pcct_core.topk import clear_best, make_best, open_front, settle, write_rows
+from pcct_core.topk import clear_best, full_best, make_best, open_front, settle, write_rows
 
 _TEAM = 4  # groups whose queries share one product; 128 rows keep BLAS near its peak
 _CHUNK = 16  # buckets per product; 128 × 512 float32 products are a quarter of a typical second-level cache
@@ -117,13 +117,13 @@ def scan_teams(tree, rows, queries, k, first, last, neighbors, distances):
             np.dot(centered, rows.rows[start * LANES : stop * LANES].T, block)
             for g in range(_TEAM):
                 for bucket in range(start, stop):
-                    most = np.int64(0)
+                    most = -bests[g].size
                     column = (bucket - start) * LANES
                     for lane in range(lanes[g]):
                         row = g * LANES + lane
                         if fit_below(product, row * width + column, rows.halves, bucket * LANES, fits[row]) != 0:
                             most = max(most, scan_lane(tree, bucket, lane, groups[g], bests[g], squared))
-                    if most > bests[g].room - LANES:
+                    if full_best(bests[g], most):
                         reaches[g] = settle(bests[g], lanes[g]).bound
                         widen_bounds(bests[g], g, rows, squares, fits)
         for g in range(_TEAM):

@@ -32,7 +32,7 @@ from pcct_core.simd import (
     reach_box,
     scan_bucket,
 )
-from pcct_core.topk import NO_ID, Front, clear_best, make_best, settle, write_rows
+from pcct_core.topk import NO_ID, Front, clear_best, full_best, make_best, settle, write_rows
 
 _COLUMNS = 64  # columns of V per pass: 64 of a bucket are 16 KB, half of a first-level cache
 
@@ -104,7 +104,7 @@ def scan_gated_groups(tree, stored, queries, asked, gates, k, first, last, neigh
         while node >= 0:
             most, passed = scan_gated_bucket(tree, stored, node, group, best, room)
             kept += passed
-            if most > best.room - LANES:
+            if full_best(best, most):
                 settle(best, lanes)
             waiting, node = next_bucket(tree, walk, waiting, group, front, highest)
         settle(best, lanes)
@@ -157,7 +157,7 @@ def scan_gated_bucket(tree, stored, node, group, best, room):
     bucket = tree.bucket[node]
     first = bucket * LANES
     reached = reach_box(group.coords, room.gates, tree.low, tree.high, node, tree.d)
-    count, passed, most = 0, 0, 0
+    count, passed, most = 0, 0, -best.size
     while reached != 0:
         lane = lowest_bit(reached)
         reached = drop_lowest_bit(reached)

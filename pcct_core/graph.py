@@ -117,7 +117,8 @@ def build_graph(
         find = find_neighbors if order is None else find_predecessors
         placed = embedded if order is None else embedded[order]
         method = find(placed, spec.k, neighbors, distances, crew, telemetry)
-        distances_out(distances, spec.metric)
+        with telemetry.phase("finish"):
+            crew.run("", len(points), lambda a, b: distances_out(distances[a:b], spec.metric), grain=8192)
     return Graph(neighbors, distances, order, spec, Certificate(method, str(embedded.dtype)), telemetry)
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pcct_core.build import DEPTH, Tree, build_tree
 from pcct_core.parallel import Crew
 from pcct_core.simd import LANES, drop_lowest_bit, lowest_bit, reach_box, scan_bucket
-from pcct_core.topk import NO_ID, Front, clear_best, make_best, open_front, radius_bound, settle, write_rows
+from pcct_core.topk import NO_ID, Front, clear_best, full_best, make_best, open_front, radius_bound, settle, write_rows
 
 
 class Queries(NamedTuple):
@@ -115,7 +115,7 @@ def search_groups(tree, queries, k, first, last, neighbors, distances):
         while node >= 0:
             most, active = scan_node(tree, node, group, best, squared)
             scans += active
-            if most > best.room - LANES:
+            if full_best(best, most):
                 front = settle(best, lanes)
             waiting, node = next_bucket(tree, walk, waiting, group, front, highest)
         settle(best, lanes)
@@ -243,7 +243,7 @@ def scan_node(tree, node, group, best, squared):
     Returns the largest number of rows that a query has appended, and how many queries scanned.
     """
     bucket = tree.bucket[node]
-    most, scans = np.int64(0), 0
+    most, scans = -best.size, 0
     active = reach_box(group.coords, best.bounds, tree.low, tree.high, node, tree.d)
     while active != 0:
         lane = lowest_bit(active)

@@ -24,7 +24,10 @@ class Best(NamedTuple):
     """Candidates of one group of 32 queries.
 
     distances: T flat ((size + room) * LANES), not squared. ids: int32, same layout.
-    counts:    int64 (LANES), rows appended since the last settle. bounds: T (LANES), squared: what is above cannot enter.
+    counts:    int64 (LANES), rows appended since the last settle, less `size` before the first one: what comes first is
+               appended to the best rows, which are still empty.
+    bounds:    T (LANES), squared: what is above cannot enter.
+    settled:   int64 (1,), 1 after the first settle.
     k, size:   neighbors wanted; the power of two of best rows, size ≥ k.
     room:      appended rows that fit, a multiple of size.
     """
@@ -33,6 +36,7 @@ class Best(NamedTuple):
     ids: Any
     counts: Any
     bounds: Any
+    settled: Any
     k: int
     size: int
     room: int
@@ -47,7 +51,8 @@ def make_best(k, dtype_of):
     room = max(2 * LANES, 2 * size)
     distances = np.full((size + room) * LANES, np.inf, dtype_of.dtype)
     ids = np.full((size + room) * LANES, NO_ID, np.int32)
-    return Best(distances, ids, np.zeros(LANES, np.int64), np.empty(LANES, dtype_of.dtype), k, size, room)
+    counts = np.zeros(LANES, np.int64)
+    return Best(distances, ids, counts, np.empty(LANES, dtype_of.dtype), np.zeros(1, np.int64), k, size, room)
 
 
 @njit(nogil=True)
@@ -55,7 +60,8 @@ def clear_best(best, lanes):
     """Forget all candidates; the first `lanes` queries accept everything, the others nothing."""
     best.distances[:] = np.inf
     best.ids[:] = NO_ID
-    best.counts[:] = 0
+    best.counts[:] = -best.size
+    best.settled[0] = 0
     best.bounds[:lanes] = np.inf
     best.bounds[lanes:] = -1
 
@@ -75,6 +81,24 @@ def sort_rows(distances, ids, first, size):
                 j += 2 * step
             step >>= 1
         p <<= 1
+
+
+@njit(nogil=True)
+def full_best(best, most):
+    """Return True when the candidates should be settled before another bucket; most: the largest of best.counts.
+
+    The first time as soon as some query has more than fill the best rows, for until then it accepts everything.
+    """
+    return most > (best.room - LANES if best.settled[0] else 0)
+
+
+@njit(nogil=True)
+def sort_chunk(distances, ids, first, rows):
+    """Sort rows [first, first + rows) and the empty ones after them, as far as a power of two reaches."""
+    size = 1
+    while size < rows:
+        size *= 2
+    sort_rows(distances, ids, first, size)
 
 
 @njit(nogil=True)
@@ -121,13 +145,17 @@ def radius_bound(r, typed):
 def settle(best, lanes):
     """Sort and merge what was appended, lower the bounds of the first `lanes` queries, return their front."""
     distances, ids, size = best.distances, best.ids, best.size
-    rows = 0
+    rows = -size
     for lane in range(lanes):
         rows = max(rows, best.counts[lane])
-        best.counts[lane] = 0
+    best.counts[:] = 0
+    if not best.settled[0]:
+        sort_chunk(distances, ids, 0, min(size, size + rows))
+        best.settled[0] = 1
     for first in range(size, size + rows, size):
-        sort_rows(distances, ids, first, size)
+        sort_chunk(distances, ids, first, min(size, size + rows - first))
         merge_rows(distances, ids, first, size)
+    rows = max(rows, 0)
     stop = size + (rows + size - 1) // size * size
     distances[size * LANES : stop * LANES] = np.inf
     ids[size * LANES : stop * LANES] = NO_ID
