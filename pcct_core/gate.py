@@ -41,12 +41,15 @@ class _Room(NamedTuple):
     """Scratch of one group and one bucket.
 
     explained: float64 flat (LANES * m), V of the queries. own: float64 (LANES,), their residual variances.
+    explained_single, products_single: float32, as explained and products.
     gates: float64 (LANES,), squared. squared, products: float64 flat, LANES values for each query and one row to spare.
     near: uint32 (LANES,), points within the gate. active: int64 (LANES + QUERIES,), queries that have any.
     values, ones, variances: float64 (LANES,). kernel: see `kernels.correlate`.
     """
 
     explained: Any
+    explained_single: Any
+    products_single: Any
     own: Any
     gates: Any
     squared: Any
@@ -117,6 +120,8 @@ def make_room(m):
     """Return scratch for groups whose V has m columns."""
     return _Room(
         np.empty(LANES * m),
+        np.empty(LANES * m, np.float32),
+        np.empty((LANES + 1) * LANES, np.float32),
         np.empty(LANES),
         np.empty(LANES),
         np.empty(LANES * LANES),
@@ -145,6 +150,7 @@ def load_room(room, group, lanes, asked, gates):
         source = (home // LANES) * m * LANES + home % LANES
         for c in range(m):
             room.explained[lane * m + c] = asked.blocks[source + c * LANES]
+            room.explained_single[lane * m + c] = asked.blocks[source + c * LANES]
     return widest
 
 
@@ -173,10 +179,12 @@ def scan_gated_bucket(tree, stored, node, group, best, room):
             passed += count_bits(near)
     if count == 0:
         return most, passed
-    multiply_bucket(stored, bucket, room, count)
     for place in range(LANES):
         index = tree.ids[first + place]
         room.variances[place] = stored.p[index] if index < tree.n else 1.0
+    if stored.single.shape[0] > 0 and best.settled[0]:
+        count = filter_active(stored, bucket, best, room, count)
+    multiply_bucket(stored.blocks, stored.m, bucket, room.explained, room.active, count, room.products)
     for i in range(count):
         lane = int(room.active[i])
         most = max(most, append_correlated(tree, stored, first, lane, group, best, room))
@@ -184,20 +192,21 @@ def scan_gated_bucket(tree, stored, node, group, best, room):
 
 
 @njit(nogil=True)
-def multiply_bucket(stored, bucket, room, count):
-    """Compute V_i · V_j for the `count` active queries and the bucket's points, four queries at a time."""
-    m = stored.m
-    spare = LANES  # rounds the queries up to a multiple of four; its products are never read
+def multiply_bucket(blocks, m, bucket, queries, active, count, products):
+    """Write the inner products of the active queries with the bucket's 32 rows of V, four queries at a time.
+
+    blocks: T flat (buckets * m * LANES). queries: T flat (LANES * m). active: int64 (LANES + QUERIES,), the first `count` are
+    the active queries, the rest is scratch. products: T flat ((LANES + 1) * LANES), LANES values for each query.
+    """
     for i in range(count, count + QUERIES):
-        room.active[i] = spare
+        active[i] = LANES  # rounds up to a multiple of four; the spare row of products is never read
     for i in range(count):
-        at = room.active[i] * LANES
-        room.products[at : at + LANES] = 0.0
+        products[active[i] * LANES : (active[i] + 1) * LANES] = 0
     for column in range(0, m, _COLUMNS):
         width = min(_COLUMNS, m - column)
         offset = (bucket * m + column) * LANES
         for i in range(0, count, QUERIES):
-            a, b, c, d = room.active[i], room.active[i + 1], room.active[i + 2], room.active[i + 3]
+            a, b, c, d = active[i], active[i + 1], active[i + 2], active[i + 3]
             last = LANES - 1
             at = (
                 min(a, last) * m + column,
@@ -205,8 +214,29 @@ def multiply_bucket(stored, bucket, room, count):
                 min(c, last) * m + column,
                 min(d, last) * m + column,
             )
-            to = (a * LANES, b * LANES, c * LANES, d * LANES)
-            project_bucket(stored.blocks, offset, width, room.explained, at, room.products, to)
+            project_bucket(blocks, offset, width, queries, at, products, (a * LANES, b * LANES, c * LANES, d * LANES))
+
+
+@njit(nogil=True)
+def filter_active(stored, bucket, best, room, count):
+    """Keep of the active queries those for which float32 products leave some point of the bucket a chance; return how many.
+
+    A product in float32 is within stored.slack of the float64 one (proof at `residual.add_filter`), so no point within a
+    query's bound is lost: 1 - (|K - product| + slack) / sqrt(p_i p_j) is at most its true 1 - |rho|.
+    """
+    multiply_bucket(stored.single, stored.m, bucket, room.explained_single, room.active, count, room.products_single)
+    kept = 0
+    values = room.values
+    for i in range(count):
+        lane = int(room.active[i])
+        correlate(stored.code, room.squared[lane * LANES : (lane + 1) * LANES], room.kernel, values)
+        for j in range(LANES):
+            residual = stored.variance * values[j] - room.products_single[lane * LANES + j]
+            values[j] = (abs(residual) + stored.slack) / np.sqrt(room.own[lane] * room.variances[j])
+        if keep_bits(room.near[lane], fit_below(values, 0, room.ones, 0, best.bounds[lane])) != 0:
+            room.active[kept] = lane
+            kept += 1
+    return kept
 
 
 @njit(nogil=True)

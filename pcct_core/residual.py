@@ -28,6 +28,8 @@ from pcct_core.simd import LANES, scan_bucket
 from pcct_core.spec import KERNELS, Inducing, Residual, Stored
 
 _ROWS = 512  # rows of V solved together, a multiple of LANES
+_FILTER_BYTES = 256 << 20  # most memory for V in float32
+_FILTER_SHARE = 0.02  # most slack, over the median residual variance: beyond it float32 rules out too little
 _COLUMNS = 64  # columns per step of the blocked substitution
 
 
@@ -38,6 +40,7 @@ class Factors(NamedTuple):
     tree, then column; zero where a place is empty. place: int32 (n,), place of each point in the tree.
     p: float64 (n,), residual variances. code: the kernel, see `kernels`. variance: its variance.
     m: number of columns of V. degenerate: rows whose residual variance is at the floor.
+    single: float32, blocks for `gate.filter_active`, empty for none. slack: see `add_filter`.
     """
 
     points: Any
@@ -48,6 +51,8 @@ class Factors(NamedTuple):
     variance: float
     m: int
     degenerate: int
+    single: Any
+    slack: float
 
 
 def make_factors(
@@ -73,7 +78,8 @@ def make_factors(
     least = metric.floor * variance
     degenerate = int(np.count_nonzero(p <= least))
     m = len(blocks) // len(tree.ids)
-    return Factors(points[rows], blocks, place, np.maximum(p, least), code, variance, m, degenerate)
+    p = np.maximum(p, least)
+    return Factors(points[rows], blocks, place, p, code, variance, m, degenerate, np.empty(0, np.float32), 0.0)
 
 
 def factors_below(factors: Factors, tree: Tree, crew: Crew) -> Factors:
@@ -84,6 +90,22 @@ def factors_below(factors: Factors, tree: Tree, crew: Crew) -> Factors:
     place = np.empty(tree.n, np.int32)
     place[tree.ids[: tree.n]] = np.arange(tree.n, dtype=np.int32)
     return factors._replace(points=factors.points[: tree.n], blocks=blocks, place=place, p=factors.p[: tree.n])
+
+
+def add_filter(factors: Factors) -> Factors:
+    """Return the factors with V in float32 beside it, where that filters well and costs little memory.
+
+    A product of two float32 rows is within slack = (m + 8) u max |V_i|² of the float64 one, u = 2^-24: rounding V costs
+    2 u |V_i| |V_j|, summing m products in any order m u |V_i| |V_j| (Higham 2002, section 3.1), the float64 product itself
+    less than one u; products of such errors are covered by the rest, for m u far below 1.
+    """
+    if 4 * len(factors.blocks) > _FILTER_BYTES:
+        return factors
+    squares = np.square(factors.blocks.reshape(-1, factors.m, LANES)).sum(axis=1)
+    slack = float((factors.m + 8) * 2.0**-24 * squares.max())
+    if slack > _FILTER_SHARE * float(np.median(factors.p)):
+        return factors
+    return factors._replace(single=factors.blocks.astype(np.float32), slack=slack)
 
 
 def _inducing_points(points: NDArray[np.float64], metric: Residual, crew: Crew) -> NDArray[np.float64]:

@@ -23,14 +23,14 @@ from pcct_core.gate import scan_gated
 from pcct_core.lookup import GateLookup, learn_lookup
 from pcct_core.nearest import predecessor_levels, search_points
 from pcct_core.parallel import Crew
-from pcct_core.residual import Factors, factors_below, make_factors
+from pcct_core.residual import Factors, add_filter, factors_below, make_factors
 from pcct_core.search import Queries, count_groups
 from pcct_core.spec import Accuracy, GraphSpec, Residual
 from pcct_core.telemetry import Telemetry
 from pcct_core.topk import NO_ID
 
 _TAUGHT = 512  # queries that teach the lookup
-_ROUNDS = (0.8, 0.1, 0.1)  # share of the error probability spent on each audit: their sum bounds that of the last one
+_ROUNDS = (0.9, 0.05, 0.05)  # share of the error probability spent on each audit: their sum bounds that of the last one
 _WIDEN = 1.3
 _BEHIND_GATE = 2000  # candidates per query that a gate lets a team meet, for the choice of the cheaper way
 
@@ -47,12 +47,16 @@ class _Found(NamedTuple):
 
 @dataclass
 class _Pass:
-    """One scan: the marked rows, behind gates by row (inf: in full), into `found`; kept counts the pairs that passed."""
+    """One scan: the marked rows, behind gates by row, into `found`; full when no gate keeps anything out.
+
+    kept: pairs that passed the gates.
+    """
 
     rows: NDArray[np.bool_]
     gates: NDArray[np.float64]
     found: _Found
     phase: str
+    full: bool = False
     kept: int = 0
 
 
@@ -85,16 +89,25 @@ class _Task:
         for tree, own in self.levels:
             with self.telemetry.phase("factors"):
                 stored = self.factors if tree.n == self.n else factors_below(self.factors, tree, self.crew)
+                filtered = add_filter(stored) if any(each.full for each in passes) else stored
             for each in passes:
                 with self.telemetry.phase(each.phase):
                     queries = Queries(self.factors.points, own[each.rows[own]], self.limit, self.itself)
                     each.kept += scan_gated(
-                        tree, stored, queries, self.factors, each.gates, self.k, *each.found, self.crew, each.phase
+                        tree,
+                        filtered if each.full else stored,
+                        queries,
+                        self.factors,
+                        each.gates,
+                        self.k,
+                        *each.found,
+                        self.crew,
+                        each.phase,
                     )
 
     def in_full(self, rows: NDArray[np.int64], phase: str) -> _Pass:
         """Return a pass that scans the given rows in full, into arrays of its own."""
-        return _Pass(self.marked(rows), np.full(self.n, np.inf), self.empty(), phase)
+        return _Pass(self.marked(rows), np.full(self.n, np.inf), self.empty(), phase, full=True)
 
     def marked(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Return a mask of the given rows."""
