@@ -16,9 +16,9 @@ from numba import njit
 from numpy.typing import NDArray
 
 from pcct_core.build import Tree
-from pcct_core.kernels import correlate, make_scratch
+from pcct_core.kernels import correlate, correlate_one, make_scratch
 from pcct_core.parallel import Crew
-from pcct_core.residual import Factors
+from pcct_core.residual import COLUMNS, SINGLE_COLUMNS, Factors
 from pcct_core.search import Queries, count_groups, load_group, make_group, make_walk, next_bucket, start_walk
 from pcct_core.simd import (
     LANES,
@@ -34,22 +34,22 @@ from pcct_core.simd import (
 )
 from pcct_core.topk import NO_ID, Front, clear_best, full_best, make_best, settle, write_rows
 
-_COLUMNS = 64  # columns of V per pass: 64 of a bucket are 16 KB, half of a first-level cache
+ALL = np.uint32(2**32 - 1)  # the mask of all points of a bucket
 
 
 class _Room(NamedTuple):
     """Scratch of one group and one bucket.
 
     explained: float64 flat (LANES * m), V of the queries. own: float64 (LANES,), their residual variances.
-    explained_single, products_single: float32, as explained and products.
-    gates: float64 (LANES,), squared. squared, products: float64 flat, LANES values for each query and one row to spare.
+    explained_single: float32, as explained. partial: float32 (QUERIES * LANES,).
+    gates: float64 (LANES,), squared. squared: float64 flat (LANES * LANES), by query. products: the same, and a spare row.
     near: uint32 (LANES,), points within the gate. active: int64 (LANES + QUERIES,), queries that have any.
-    values, ones, variances: float64 (LANES,). kernel: see `kernels.correlate`.
+    values, ones, zeros, variances: float64 (LANES,). kernel: see `kernels.correlate`.
     """
 
     explained: Any
     explained_single: Any
-    products_single: Any
+    partial: Any
     own: Any
     gates: Any
     squared: Any
@@ -58,6 +58,7 @@ class _Room(NamedTuple):
     active: Any
     values: Any
     ones: Any
+    zeros: Any
     variances: Any
     kernel: Any
 
@@ -121,7 +122,7 @@ def make_room(m):
     return _Room(
         np.empty(LANES * m),
         np.empty(LANES * m, np.float32),
-        np.empty((LANES + 1) * LANES, np.float32),
+        np.empty(QUERIES * LANES, np.float32),
         np.empty(LANES),
         np.empty(LANES),
         np.empty(LANES * LANES),
@@ -130,6 +131,7 @@ def make_room(m):
         np.empty(LANES + QUERIES, np.int64),
         np.empty(LANES),
         np.ones(LANES),
+        np.zeros(LANES),
         np.empty(LANES),
         make_scratch(),
     )
@@ -183,8 +185,8 @@ def scan_gated_bucket(tree, stored, node, group, best, room):
         index = tree.ids[first + place]
         room.variances[place] = stored.p[index] if index < tree.n else 1.0
     if stored.single.shape[0] > 0 and best.settled[0]:
-        count = filter_active(stored, bucket, best, room, count)
-    multiply_bucket(stored.blocks, stored.m, bucket, room.explained, room.active, count, room.products)
+        count = filter_active(tree, stored, node, group, best, room, count)
+    multiply_bucket(stored, bucket, room, count)
     for i in range(count):
         lane = int(room.active[i])
         most = max(most, append_correlated(tree, stored, first, lane, group, best, room))
@@ -192,51 +194,108 @@ def scan_gated_bucket(tree, stored, node, group, best, room):
 
 
 @njit(nogil=True)
-def multiply_bucket(blocks, m, bucket, queries, active, count, products):
-    """Write the inner products of the active queries with the bucket's 32 rows of V, four queries at a time.
-
-    blocks: T flat (buckets * m * LANES). queries: T flat (LANES * m). active: int64 (LANES + QUERIES,), the first `count` are
-    the active queries, the rest is scratch. products: T flat ((LANES + 1) * LANES), LANES values for each query.
-    """
-    for i in range(count, count + QUERIES):
-        active[i] = LANES  # rounds up to a multiple of four; the spare row of products is never read
-    for i in range(count):
-        products[active[i] * LANES : (active[i] + 1) * LANES] = 0
-    for column in range(0, m, _COLUMNS):
-        width = min(_COLUMNS, m - column)
-        offset = (bucket * m + column) * LANES
+def multiply_bucket(stored, bucket, room, count):
+    """Write to room.products the inner products of the active queries with the bucket's 32 rows of V, in float64."""
+    m = stored.m
+    start_products(room, count)
+    for column in range(0, m, COLUMNS):
+        width = min(COLUMNS, m - column)
         for i in range(0, count, QUERIES):
-            a, b, c, d = active[i], active[i + 1], active[i + 2], active[i + 3]
-            last = LANES - 1
-            at = (
-                min(a, last) * m + column,
-                min(b, last) * m + column,
-                min(c, last) * m + column,
-                min(d, last) * m + column,
-            )
-            project_bucket(blocks, offset, width, queries, at, products, (a * LANES, b * LANES, c * LANES, d * LANES))
+            at, to = query_places(room.active, i, m, column)
+            project_bucket(stored.blocks, (bucket * m + column) * LANES, width, room.explained, at, room.products, to)
 
 
 @njit(nogil=True)
-def filter_active(stored, bucket, best, room, count):
+def multiply_single(stored, bucket, room, count):
+    """Write the same products from V in float32; stretches of SINGLE_COLUMNS are summed in it, then added in float64."""
+    m = stored.m
+    start_products(room, count)
+    partial = room.partial
+    for column in range(0, m, SINGLE_COLUMNS):
+        width = min(SINGLE_COLUMNS, m - column)
+        for i in range(0, count, QUERIES):
+            at, to = query_places(room.active, i, m, column)
+            partial[:] = 0
+            places = (0, LANES, 2 * LANES, 3 * LANES)
+            project_bucket(
+                stored.single, (bucket * m + column) * LANES, width, room.explained_single, at, partial, places
+            )
+            for j in range(LANES):
+                room.products[to[0] + j] += partial[j]
+                room.products[to[1] + j] += partial[LANES + j]
+                room.products[to[2] + j] += partial[2 * LANES + j]
+                room.products[to[3] + j] += partial[3 * LANES + j]
+
+
+@njit(nogil=True)
+def start_products(room, count):
+    """Set the products of the first `count` active queries to zero; round the active ones up to a multiple of four.
+
+    What is added stands for no query: its products go to the spare row, which is never read.
+    """
+    for i in range(count, count + QUERIES):
+        room.active[i] = LANES
+    for i in range(count):
+        room.products[room.active[i] * LANES : (room.active[i] + 1) * LANES] = 0.0
+
+
+@njit(nogil=True)
+def query_places(active, i, m, column):
+    """Return where the coordinates from `column` on of four active queries start, and where their products do."""
+    a, b, c, d = active[i], active[i + 1], active[i + 2], active[i + 3]
+    last = LANES - 1
+    at = (min(a, last) * m + column, min(b, last) * m + column, min(c, last) * m + column, min(d, last) * m + column)
+    return at, (a * LANES, b * LANES, c * LANES, d * LANES)
+
+
+@njit(nogil=True)
+def filter_active(tree, stored, node, group, best, room, count):
     """Keep of the active queries those for which float32 products leave some point of the bucket a chance; return how many.
 
     A product in float32 is within stored.slack of the float64 one (proof at `residual.add_filter`), so no point within a
-    query's bound is lost: 1 - (|K - product| + slack) / sqrt(p_i p_j) is at most its true 1 - |rho|.
+    query's bound is lost: 1 - (|K - product| + slack) / sqrt(p_i p_j) is at most its true 1 - |rho|. First with one bound on K
+    and one on p_j for the whole bucket, which is enough for most, then point by point.
     """
-    multiply_bucket(stored.single, stored.m, bucket, room.explained_single, room.active, count, room.products_single)
+    bucket = np.int64(tree.bucket[node])
+    multiply_single(stored, bucket, room, count)
+    least = room.variances[0]
+    for j in range(1, LANES):
+        least = min(least, room.variances[j])
     kept = 0
     values = room.values
     for i in range(count):
         lane = int(room.active[i])
-        correlate(stored.code, room.squared[lane * LANES : (lane + 1) * LANES], room.kernel, values)
+        top = stored.variance * correlate_one(stored.code, box_distance(tree, node, group, lane))
+        spare = (1.0 - best.bounds[lane]) * np.sqrt(room.own[lane] * least) - top - stored.slack
+        at = lane * LANES
+        if spare > 0.0 and all_within(room.products, at, room.zeros, spare):
+            continue
+        correlate(stored.code, room.squared[at : at + LANES], room.kernel, values)
         for j in range(LANES):
-            residual = stored.variance * values[j] - room.products_single[lane * LANES + j]
+            residual = stored.variance * values[j] - room.products[at + j]
             values[j] = (abs(residual) + stored.slack) / np.sqrt(room.own[lane] * room.variances[j])
         if keep_bits(room.near[lane], fit_below(values, 0, room.ones, 0, best.bounds[lane])) != 0:
             room.active[kept] = lane
             kept += 1
     return kept
+
+
+@njit(nogil=True)
+def all_within(products, at, zeros, bound):
+    """Return True when the 32 products from `at` on all lie in [-bound, bound]."""
+    above = fit_below(products, at, zeros, 0, bound)
+    return keep_bits(above, fit_below(zeros, 0, products, at, bound)) == ALL
+
+
+@njit(nogil=True)
+def box_distance(tree, node, group, lane):
+    """Return the squared distance from one query to the node's box."""
+    total = 0.0
+    for c in range(tree.d):
+        q = group.coords[c * LANES + lane]
+        gap = max(max(tree.low[node * tree.d + c] - q, q - tree.high[node * tree.d + c]), 0.0)
+        total += gap * gap
+    return total
 
 
 @njit(nogil=True)

@@ -68,6 +68,19 @@ def correlate(code, squared, scratch, out):
 
 
 @njit(nogil=True)
+def correlate_one(code, squared):
+    """Return the correlation of one pair from its squared scaled distance."""
+    if code == RBF:
+        return np.exp(-0.5 * squared)
+    r = np.sqrt(squared)
+    if code == MATERN12:
+        return np.exp(-r)
+    if code == MATERN32:
+        return (1.0 + _ROOT3 * r) * np.exp(-_ROOT3 * r)
+    return (1.0 + _ROOT5 * r + 5.0 * squared / 3.0) * np.exp(-_ROOT5 * r)
+
+
+@njit(nogil=True)
 def exponentiate(scratch, out):
     """Write exp of scratch.exponents, all ≤ 0, to out; within 1.1 units in the last place, below -708 as at -708.
 

@@ -30,7 +30,8 @@ from pcct_core.spec import KERNELS, Inducing, Residual, Stored
 _ROWS = 512  # rows of V solved together, a multiple of LANES
 _FILTER_BYTES = 256 << 20  # most memory for V in float32
 _FILTER_SHARE = 0.02  # most slack, over the median residual variance: beyond it float32 rules out too little
-_COLUMNS = 64  # columns per step of the blocked substitution
+SINGLE_COLUMNS = 128  # the same in float32
+COLUMNS = 64  # columns of V per step: 64 of a bucket are 16 KB, half of a first-level cache
 
 
 class Factors(NamedTuple):
@@ -89,20 +90,28 @@ def factors_below(factors: Factors, tree: Tree, crew: Crew) -> Factors:
     crew.run("", buckets, lambda a, b: move_blocks(factors, tree.ids, a, b, blocks), grain=8)
     place = np.empty(tree.n, np.int32)
     place[tree.ids[: tree.n]] = np.arange(tree.n, dtype=np.int32)
-    return factors._replace(points=factors.points[: tree.n], blocks=blocks, place=place, p=factors.p[: tree.n])
+    single = blocks.astype(np.float32) if len(factors.single) else factors.single
+    points, p = factors.points[: tree.n], factors.p[: tree.n]
+    return factors._replace(points=points, blocks=blocks, place=place, p=p, single=single)
+
+
+def without_filter(factors: Factors) -> Factors:
+    """Return the factors without V in float32: behind a gate most buckets hold neighbors, and it rules out too few."""
+    return factors._replace(single=factors.single[:0])
 
 
 def add_filter(factors: Factors) -> Factors:
     """Return the factors with V in float32 beside it, where that filters well and costs little memory.
 
-    A product of two float32 rows is within slack = (m + 8) u max |V_i|² of the float64 one, u = 2^-24: rounding V costs
-    2 u |V_i| |V_j|, summing m products in any order m u |V_i| |V_j| (Higham 2002, section 3.1), the float64 product itself
-    less than one u; products of such errors are covered by the rest, for m u far below 1.
+    A product computed from V in float32, stretches of SINGLE_COLUMNS summed in float32 and the stretches in float64, is
+    within slack = (SINGLE_COLUMNS + 8) u max |V_i|² of the one computed in float64, u = 2^-24: rounding V costs
+    2 u |V_i| |V_j|, the sums SINGLE_COLUMNS u |V_i| |V_j| in any order (Higham 2002, section 3.1); products of such errors
+    and the roundings in float64 are covered by the rest, for m up to 2^20. The last term covers the kernel's roundings.
     """
     if 4 * len(factors.blocks) > _FILTER_BYTES:
         return factors
-    squares = np.square(factors.blocks.reshape(-1, factors.m, LANES)).sum(axis=1)
-    slack = float((factors.m + 8) * 2.0**-24 * squares.max())
+    squares = np.einsum("bcj,bcj->bj", *[factors.blocks.reshape(-1, factors.m, LANES)] * 2)
+    slack = float((SINGLE_COLUMNS + 8) * 2.0**-24 * squares.max() + 2.0**-48 * factors.variance)
     if slack > _FILTER_SHARE * float(np.median(factors.p)):
         return factors
     return factors._replace(single=factors.blocks.astype(np.float32), slack=slack)
@@ -166,7 +175,7 @@ def factorize(
     Cost: n m² floating-point operations and n m kernel values; no (n, m) array beside V.
     """
     m = inducing.shape[0]
-    width = (m + _COLUMNS - 1) // _COLUMNS * _COLUMNS
+    width = (m + COLUMNS - 1) // COLUMNS * COLUMNS
     centers = _in_blocks(inducing, width)
     gram = np.empty((m, m))
     correlate_rows(inducing, np.arange(m, dtype=np.int32), centers, m, code, variance, gram)
@@ -200,16 +209,16 @@ def _in_blocks(points: NDArray[np.float64], width: int) -> NDArray[np.float64]:
 
 
 def _in_tiles(lower: NDArray[np.float64], width: int) -> NDArray[np.float64]:
-    """Return the transposed tiles of L, float64 (steps, steps, _COLUMNS, _COLUMNS); those on the diagonal are inverted.
+    """Return the transposed tiles of L, float64 (steps, steps, COLUMNS, COLUMNS); those on the diagonal are inverted.
 
-    L is continued with ones on the diagonal up to `width`, a multiple of _COLUMNS.
+    L is continued with ones on the diagonal up to `width`, a multiple of COLUMNS.
     """
     padded = np.eye(width)
     padded[: len(lower), : len(lower)] = lower
-    steps = width // _COLUMNS
-    tiles = padded.reshape(steps, _COLUMNS, steps, _COLUMNS).transpose(0, 2, 3, 1).copy()
+    steps = width // COLUMNS
+    tiles = padded.reshape(steps, COLUMNS, steps, COLUMNS).transpose(0, 2, 3, 1).copy()
     for i in range(steps):
-        tiles[i, i] = solve_triangular(tiles[i, i].T, np.eye(_COLUMNS), lower=True, check_finite=False).T
+        tiles[i, i] = solve_triangular(tiles[i, i].T, np.eye(COLUMNS), lower=True, check_finite=False).T
     return tiles
 
 
@@ -242,16 +251,16 @@ def solve_blocks(points, ids, centers, m, code, variance, tiles, first, last, bl
     Blocked forward substitution: Golub & Van Loan 2013, section 3.1.
     """
     steps = tiles.shape[0]
-    covariances = np.zeros((_ROWS, steps * _COLUMNS))
-    parts = np.empty((steps, _ROWS, _COLUMNS))
-    right = np.empty((_ROWS, _COLUMNS))
-    product = np.empty((_ROWS, _COLUMNS))
+    covariances = np.zeros((_ROWS, steps * COLUMNS))
+    parts = np.empty((steps, _ROWS, COLUMNS))
+    right = np.empty((_ROWS, COLUMNS))
+    product = np.empty((_ROWS, COLUMNS))
     for part in range(first, last):
         start = part * _ROWS
         stop = min(ids.shape[0], start + _ROWS)
         correlate_rows(points, ids[start:stop], centers, m, code, variance, covariances)
         for i in range(steps):
-            right[:] = covariances[:, i * _COLUMNS : (i + 1) * _COLUMNS]
+            right[:] = covariances[:, i * COLUMNS : (i + 1) * COLUMNS]
             for j in range(i):
                 np.dot(parts[j], tiles[i, j], product)
                 right -= product
@@ -262,7 +271,7 @@ def solve_blocks(points, ids, centers, m, code, variance, tiles, first, last, bl
             total = 0.0
             to = (place // LANES) * m * LANES + place % LANES
             for c in range(m):
-                value = parts[c // _COLUMNS, place - start, c % _COLUMNS]
+                value = parts[c // COLUMNS, place - start, c % COLUMNS]
                 blocks[to + c * LANES] = value
                 total += value * value
             p[ids[place]] = variance - total

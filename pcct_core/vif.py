@@ -23,7 +23,7 @@ from pcct_core.gate import scan_gated
 from pcct_core.lookup import GateLookup, learn_lookup
 from pcct_core.nearest import predecessor_levels, search_points
 from pcct_core.parallel import Crew
-from pcct_core.residual import Factors, add_filter, factors_below, make_factors
+from pcct_core.residual import Factors, add_filter, factors_below, make_factors, without_filter
 from pcct_core.search import Queries, count_groups
 from pcct_core.spec import Accuracy, GraphSpec, Residual
 from pcct_core.telemetry import Telemetry
@@ -89,13 +89,12 @@ class _Task:
         for tree, own in self.levels:
             with self.telemetry.phase("factors"):
                 stored = self.factors if tree.n == self.n else factors_below(self.factors, tree, self.crew)
-                filtered = add_filter(stored) if any(each.full for each in passes) else stored
             for each in passes:
                 with self.telemetry.phase(each.phase):
                     queries = Queries(self.factors.points, own[each.rows[own]], self.limit, self.itself)
                     each.kept += scan_gated(
                         tree,
-                        filtered if each.full else stored,
+                        stored if each.full else without_filter(stored),
                         queries,
                         self.factors,
                         each.gates,
@@ -191,7 +190,7 @@ def _make_task(
         levels = [_Level(tree, tree.ids[:n])]
         limit, itself = np.full(n, NO_ID, np.int32), np.arange(n, dtype=np.int32)
     with telemetry.phase("factors"):
-        factors = make_factors(points, rows, levels[0].tree, metric, crew)
+        factors = add_filter(make_factors(points, rows, levels[0].tree, metric, crew))
     return _Task(factors, levels, limit, itself, spec.k, crew, telemetry)
 
 
