@@ -22,7 +22,7 @@ from redis.exceptions import ConnectionError as StoreConnectionError
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as StoreTimeoutError
 
-from pcct_core.errors import Cancelled, InvalidPoints, InvalidSpec
+from pcct_core.errors import Cancelled, InvalidPoints, InvalidSpec, NotPositiveDefinite
 from pcct_core.spec import GraphSpec
 from worker.settings import WorkerSettings
 from worker.store import DamagedData, GraphRecord, Store, UnknownDataset
@@ -242,6 +242,9 @@ def describe_error(error: BaseException) -> dict[str, Any]:
             "detail": str(error),
             "field": error.field,
         }
+    if isinstance(error, NotPositiveDefinite):
+        title = "The inducing points cannot be used together"
+        return {"type": "not-positive-definite", "title": title, "detail": str(error)}
     if isinstance(error, UnknownDataset | DamagedData):
         return {"type": "unknown-dataset", "title": "The dataset is gone", "detail": str(error)}
     if isinstance(error, MemoryError):

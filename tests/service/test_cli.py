@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,6 +25,7 @@ class Outcome(NamedTuple):
 def pcct(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Outcome]:
     """Run the command line in this process, in an empty directory."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("service.local._LINE_EVERY_S", math.inf)  # else compiling would print lines of progress
 
     def run(*arguments: object) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["pcct", *map(str, arguments)])
@@ -127,6 +130,84 @@ def test_graph_refuses_bad_options(
     check_one_line(pcct("graph", "points.npy", *arguments), words)
 
 
+RESIDUAL = ("--metric", "residual", "--kernel", "rbf", "--lengthscale", "0.3,0.3", "--inducing", 40)
+
+
+@pytest.mark.parametrize(("text", "accuracy"), [("exact", "exact"), ("0.999", 0.999)])
+def test_graph_takes_the_residual_metric(
+    pcct: Callable[..., Outcome], points: np.ndarray, text: str, accuracy: str | float
+) -> None:
+    from pcct_core.spec import RBF, Residual
+
+    np.save("points.npy", points)
+    outcome = pcct("graph", "points.npy", "-k", 5, "--kind", "vecchia", *RESIDUAL, "--accuracy", text, "--gate", "off")
+    assert outcome.status == 0, outcome.err
+    assert "k = 5, residual; exact in float64 (dense)" in outcome.out
+    expected = vecchia_graph(points, 5, metric=Residual(RBF((0.3, 0.3)), inducing=40), accuracy=accuracy, gate="off")
+    with np.load("graph.npz") as written:
+        for name, array in expected.arrays().items():
+            assert np.array_equal(written[name], array)
+
+
+def test_graph_has_a_default_kernel_and_takes_its_variance(pcct: Callable[..., Outcome], points: np.ndarray) -> None:
+    from pcct_core.spec import Matern52, Residual
+
+    np.save("points.npy", points)
+    arguments = ("--metric", "residual", "--variance", 2.5, "--inducing", 40)
+    assert pcct("graph", "points.npy", "-k", 5, *arguments).status == 0
+    with np.load("graph.npz") as written:
+        expected = knn_graph(points, 5, Residual(Matern52(variance=2.5), inducing=40))
+        assert np.array_equal(written["distances"], expected.distances)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((*RESIDUAL, "--kernel", "matern72"), "metric.kernel is 'matern72'; use one of rbf, matern12"),
+        ((*RESIDUAL, "--lengthscale", "0"), "lengthscale 0.0 is not positive"),
+        ((*RESIDUAL, "--lengthscale", "0.3,0.3,0.3"), "lengthscale has 3 values for 2 dimensions"),
+        ((*RESIDUAL, "--variance", "-1"), "variance -1.0 is not positive"),
+        ((*RESIDUAL, "--inducing", "0"), "use a whole number at least 1"),
+        ((*RESIDUAL, "--inducing", "61"), "61 inducing points are more than the 60 points"),
+        ((*RESIDUAL, "--inducing", "few"), "--inducing"),
+        ((*RESIDUAL, "--accuracy", "2"), "use a number above 0 and below 1"),
+        ((*RESIDUAL, "--accuracy", "nearly"), "'nearly' is not a recall such as 0.999, or 'exact'"),
+        ((*RESIDUAL, "--gate", "open"), "use one of auto, lookup, off"),
+        (("--gate", "off"), "only the residual metric has a gate"),
+        (("--accuracy", "0.9"), "always exact"),
+        (("--kernel", "rbf"), "unknown field metric.kernel"),
+    ],
+)
+def test_graph_refuses_bad_options_of_the_residual_metric(
+    pcct: Callable[..., Outcome], points: np.ndarray, arguments: tuple[object, ...], words: str
+) -> None:
+    np.save("points.npy", points)
+    check_one_line(pcct("graph", "points.npy", "-k", 5, *arguments), words)
+    assert not Path("graph.npz").exists()
+
+
+@pytest.mark.parametrize("passed", [True, False])
+class TestGuardrail:
+    @pytest.fixture(autouse=True)
+    def outcome(self, monkeypatch: pytest.MonkeyPatch, passed: bool) -> None:
+        from pcct_core.guardrail import Check
+
+        checks = [Check("gate prunes", True, "6 of 8 pairs"), Check("scan time", passed, "0.2 s, limit 1 s")]
+        monkeypatch.setattr("pcct_core.guardrail.run_guardrail", lambda: (checks, {"passed": passed, "n": 4096}))
+
+    def test_json_is_the_report_and_the_status_its_verdict(self, pcct: Callable[..., Outcome], passed: bool) -> None:
+        outcome = pcct("guardrail", "--json")
+        assert json.loads(outcome.out) == {"passed": passed, "n": 4096}
+        assert outcome.status == (0 if passed else 1)
+        assert outcome.err == ""
+
+    def test_without_json_every_check_is_a_line(self, pcct: Callable[..., Outcome], passed: bool) -> None:
+        outcome = pcct("guardrail")
+        verdict = "pass" if passed else "FAIL"
+        assert outcome.out == f"pass  gate prunes: 6 of 8 pairs\n{verdict}  scan time: 0.2 s, limit 1 s\n"
+        assert outcome.status == (0 if passed else 1)
+
+
 def test_graph_refuses_a_latitude_out_of_range(pcct: Callable[..., Outcome]) -> None:
     np.save("points.npy", np.array([[0.0, 10.0], [5.0, 91.0], [1.0, 1.0]]))
     check_one_line(pcct("graph", "points.npy", "-k", 1, "--metric", "haversine"), "row 1", "latitude 91")
@@ -212,7 +293,7 @@ def test_help_lists_the_commands(pcct: Callable[..., Outcome]) -> None:
     for arguments in ((), ("--help",), ("-h",)):
         outcome = pcct(*arguments)
         assert outcome.status == 0
-        for command in ("up", "serve", "work", "graph"):
+        for command in ("up", "serve", "work", "graph", "guardrail"):
             assert f"  {command} " in outcome.out
 
 

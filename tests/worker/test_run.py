@@ -10,7 +10,7 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as StoreConnectionError
 
-from pcct_core.errors import Cancelled, InvalidPoints, InvalidSpec
+from pcct_core.errors import Cancelled, InvalidPoints, InvalidSpec, NotPositiveDefinite
 from pcct_core.graph import Graph, build_graph
 from pcct_core.spec import GraphSpec
 from worker.run import Runner, describe_error
@@ -163,6 +163,7 @@ async def test_run_job_hands_back_when_the_worker_stops(
     [
         (InvalidPoints("row 3 is odd", 3), {"type": "invalid-points", "detail": "row 3 is odd", "row": 3}),
         (InvalidSpec("k is odd", "k"), {"type": "invalid-spec", "detail": "k is odd", "field": "k"}),
+        (NotPositiveDefinite("use more"), {"type": "not-positive-definite", "detail": "use more"}),
         (MemoryError(), {"type": "out-of-memory"}),
         (RuntimeError("secret inside"), {"type": "internal-error", "title": "The build failed"}),
         (SystemExit(3), {"type": "internal-error"}),

@@ -1,0 +1,146 @@
+import numpy as np
+import pytest
+
+import pcct_core as pc
+from pcct_core.build import build_tree
+from pcct_core.parallel import Crew
+from pcct_core.residual import factors_below, make_factors
+from pcct_core.simd import LANES
+from pcct_core.spec import KERNELS
+from tests import naive
+
+
+@pytest.fixture(scope="module")
+def crew():
+    with Crew(2) as crew:
+        yield crew
+
+
+def points(n, d=3, seed=0):
+    return np.random.default_rng(seed).random((n, d))
+
+
+def factors_of(X, metric, crew, rows=None):
+    """The factors that a graph of X would use, its rows in the given order."""
+    rows = np.arange(len(X)) if rows is None else rows
+    scaled = X / np.asarray(metric.kernel.lengthscale)
+    return make_factors(scaled, rows, build_tree(scaled[rows], crew), metric, crew)
+
+
+def explained(factors):
+    """V, (n, m), out of the blocks."""
+    blocks = factors.blocks.reshape(-1, factors.m, LANES)
+    return blocks[factors.place // LANES, :, factors.place % LANES]
+
+
+def check(factors, X, inducing, metric):
+    kernel = metric.kernel
+    V, p = naive.residual_factors(
+        X, inducing, kernel.name, np.asarray(kernel.lengthscale), kernel.variance, metric.jitter, metric.floor
+    )
+    np.testing.assert_allclose(explained(factors), V, atol=1e-9)
+    np.testing.assert_allclose(factors.p, p, atol=1e-9)
+    assert factors.degenerate == np.count_nonzero(p <= metric.floor * kernel.variance)
+
+
+class TestFromInducingPoints:
+    @pytest.mark.parametrize("kernel", list(KERNELS))
+    @pytest.mark.parametrize("m", [1, 63, 64, 65, 100, 200])
+    def test_equal_those_of_numpy(self, kernel, m, crew):
+        X = points(700)
+        metric = pc.Residual(KERNELS[kernel]((0.3, 0.5, 0.2), variance=2.5), inducing=X[:m], jitter=1e-3)
+        check(factors_of(X, metric, crew), X, X[:m], metric)
+
+    @pytest.mark.jitless
+    @pytest.mark.parametrize(("n", "d", "m"), [(40, 3, 7), (33, 1, 1), (70, 2, 70)])
+    def test_small_ones_equal_those_of_numpy(self, n, d, m, crew):
+        X = points(n, d)
+        metric = pc.Residual(pc.Matern32(0.4), inducing=X[:m], jitter=1e-3)
+        check(factors_of(X, metric, crew), X, X[:m], metric)
+
+    @pytest.mark.parametrize("d", [1, 2, 12])
+    def test_every_dimension(self, d, crew):
+        X = points(300, d)
+        metric = pc.Residual(pc.Matern12(0.5), inducing=points(40, d, seed=1), jitter=1e-4)
+        check(factors_of(X, metric, crew), X, points(40, d, seed=1), metric)
+
+    def test_every_point_an_inducing_point(self, crew):
+        X = points(300)
+        metric = pc.Residual(pc.Matern12(0.3), inducing=X, jitter=1e-2)
+        factors = factors_of(X, metric, crew)
+        check(factors, X, X, metric)
+        assert factors.p.max() < 0.011
+
+    def test_rows_stand_in_the_order_asked_for(self, crew):
+        X, rows = points(300), np.random.default_rng(1).permutation(300)
+        metric = pc.Residual(pc.Matern52(0.3), inducing=X[:50], jitter=1e-3)
+        factors = factors_of(X, metric, crew, rows)
+        check(factors, X[rows], X[:50], metric)
+        np.testing.assert_array_equal(factors.points, (X / 0.3)[rows])
+
+    def test_jitter_is_in_units_of_the_variance(self, crew):
+        X = points(200)
+        one, many = (
+            factors_of(X, pc.Residual(pc.Matern52(0.3, variance), inducing=X[:50], jitter=0.1), crew)
+            for variance in (1.0, 100.0)
+        )
+        np.testing.assert_allclose(many.p, 100.0 * one.p, rtol=1e-12)
+        assert one.p[:50].min() > 0.01
+
+    def test_rows_at_the_floor_are_counted_and_raised_to_it(self, crew):
+        X = points(400)
+        metric = pc.Residual(pc.Matern32(0.5, variance=3.0), inducing=X[:60], jitter=0.0, floor=1e-6)
+        factors = factors_of(X, metric, crew)
+        assert factors.degenerate == 60
+        np.testing.assert_array_equal(np.flatnonzero(factors.p == 3e-6), np.arange(60))
+        assert factors.p.min() == 3e-6
+
+    def test_maximin_ones_are_the_first_of_the_order_over_scaled_points(self, crew):
+        X, scale = points(300), np.array([0.2, 0.5, 1.0])
+        metric = pc.Residual(pc.Matern52(tuple(scale)), inducing=40)
+        check(factors_of(X, metric, crew), X, X[naive.maximin(X / scale)[0][:40]], metric)
+
+    def test_threads_do_not_change_a_byte(self, crew):
+        X = points(3000)
+        metric = pc.Residual(pc.RBF(0.3), inducing=100)
+        many = factors_of(X, metric, crew)
+        with Crew(1) as alone:
+            one = factors_of(X, metric, alone)
+        assert one.blocks.tobytes() == many.blocks.tobytes()
+        assert one.p.tobytes() == many.p.tobytes()
+
+
+@pytest.mark.jitless
+@pytest.mark.parametrize("m", [1, 5, 70])
+def test_given_factors_are_taken_as_they_are(m, crew):
+    rng = np.random.default_rng(m)
+    V, p, rows = rng.normal(size=(90, m)), rng.random(90) + 0.1, rng.permutation(90)
+    metric = pc.Residual.from_factors(V, p, pc.RBF(0.3))
+    factors = factors_of(points(90), metric, crew, rows)
+    np.testing.assert_array_equal(explained(factors), V[rows])
+    np.testing.assert_array_equal(factors.p, p[rows])
+    assert (factors.m, factors.degenerate) == (m, 0)
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("first", [1, 31, 32, 33, 500, 899])
+def test_factors_below_are_those_of_the_smaller_tree(first, given, crew):
+    X = points(900)
+    metric = pc.Residual(pc.Matern52(0.3), inducing=X[:70], jitter=1e-3)
+    if given:
+        metric = pc.Residual.from_factors(
+            *naive.residual_factors(X, X[:70], "matern52", 0.3, jitter=1e-3), pc.Matern52(0.3)
+        )
+    whole = factors_of(X, metric, crew)
+    below = factors_below(whole, build_tree((X / 0.3)[:first], crew), crew)
+    np.testing.assert_array_equal(explained(below), explained(whole)[:first])
+    np.testing.assert_array_equal(below.p, whole.p[:first])
+    np.testing.assert_array_equal(below.points, whole.points[:first])
+    filled = np.zeros(len(below.blocks) // below.m, bool)
+    filled[below.place] = True
+    empty = below.blocks.reshape(-1, below.m, LANES).transpose(0, 2, 1).reshape(-1, below.m)[~filled]
+    assert not empty.any()
+    if not given and first >= metric.inducing.array.shape[0]:
+        small = factors_of(X[:first], metric, crew)
+        np.testing.assert_array_equal(small.place, below.place)
+        np.testing.assert_allclose(small.blocks, below.blocks, atol=1e-12)
