@@ -321,7 +321,7 @@ def _described(record: dict[str, Any]) -> dict[str, Any]:
 def _build_failed(record: dict[str, Any]) -> Exception:
     error = record.get("error")
     problem = error if isinstance(error, dict) else {"detail": error}
-    if str(problem.get("type")).rpartition("/")[2] in ("invalid-points", "invalid-spec"):
+    if str(problem.get("type")).rpartition("/")[2] in ("invalid-points", "invalid-spec", "not-positive-definite"):
         # Found by the worker instead of the door: the same fault, so the same error.
         return refusal(422, problem)
     reason = problem.get("detail") or problem.get("title") or "no reason given"
