@@ -15,8 +15,8 @@ from pcct_core.lookup import GateLookup
 from pcct_core.nearest import find_neighbors, find_predecessors
 from pcct_core.order import order_points
 from pcct_core.parallel import CancelToken, Crew, Progress
-from pcct_core.points import as_points, check_request, distances_out, embed
-from pcct_core.spec import Accuracy, Gate, GraphSpec, Metric, Order, Residual, metric_from_json
+from pcct_core.points import Points, as_points, check_request, distances_out, embed
+from pcct_core.spec import Accuracy, Gate, GraphSpec, Haversine, Metric, Order, Residual, metric_from_json
 from pcct_core.telemetry import Telemetry
 from pcct_core.vif import find_residual
 
@@ -102,7 +102,7 @@ def build_graph(
     telemetry = Telemetry()
     with Crew(threads, progress, cancel) as crew:
         with telemetry.phase("prepare"):
-            embedded = embed(points, spec.metric)
+            embedded = _embed(points, spec.metric, crew)
         order = None
         if spec.kind == "vecchia":
             with telemetry.phase("order"):
@@ -157,6 +157,19 @@ def vecchia_graph(
     """
     spec = GraphSpec(kind="vecchia", k=k, metric=_metric(metric), order=order, seed=seed, accuracy=accuracy, gate=gate)
     return build_graph(X, spec, progress=progress, cancel=cancel, threads=threads)
+
+
+def _embed(points: Points, metric: Metric, crew: Crew) -> Points:
+    """Embed the points; on the sphere on all threads, for its sines and cosines cost as much as a tree."""
+    if not isinstance(metric, Haversine):
+        return embed(points, metric)
+    embedded = np.empty((len(points), 3))
+
+    def embed_some(start: int, stop: int) -> None:
+        embedded[start:stop] = embed(points[start:stop], metric)
+
+    crew.run("", len(points), embed_some, grain=8192)
+    return embedded
 
 
 def _metric(metric: Metric | str) -> Metric:
