@@ -173,11 +173,12 @@ def distances_out(distances: FloatArray, metric: Metric) -> None:
     Haversine: km along the sphere, 2 R asin(chord / 2). Cosine: 1 - cos(angle) = chord² / 2.
     """
     if isinstance(metric, Haversine):
-        found = np.isfinite(distances)
-        np.divide(distances, 2.0, out=distances)
-        np.minimum(distances, 1.0, out=distances, where=found)
-        np.arcsin(distances, out=distances, where=found)
+        missing = np.isinf(distances)
+        np.multiply(distances, 0.5, out=distances)
+        np.minimum(distances, 1.0, out=distances)
+        np.arcsin(distances, out=distances)
         np.multiply(distances, 2.0 * EARTH_RADIUS_KM, out=distances)
+        distances[missing] = np.inf
     elif isinstance(metric, Cosine):
         np.square(distances, out=distances)
         np.divide(distances, 2.0, out=distances)
