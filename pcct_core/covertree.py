@@ -164,7 +164,8 @@ class CoverTree:
         Raises FileFormatError for another format or version, or a file that is cut short or damaged; OSError.
         """
         try:
-            with np.load(path, allow_pickle=False) as file:
+            # Opened here, for np.load leaves a damaged file open.
+            with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:  # noqa: PTH123
                 header = json.loads(bytes(file["header"]))
                 if header["format"] != _FORMAT:
                     raise FileFormatError(f"{path} is not a saved cover tree")

@@ -1,0 +1,152 @@
+import json
+
+import numpy as np
+import pytest
+
+import pcct_core as pc
+from tests import naive
+from tests.core.clouds import CLOUDS
+from tests.core.judge import same_bytes
+
+DTYPES = [np.float32, np.float64]
+
+
+def cloud(name, dtype):
+    points = CLOUDS[name]
+    return points.astype(dtype), np.random.default_rng(1).permutation(points)[:70].astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "name", ["lattice 7^3", "uniform d=1", "uniform d=20", "all equal", "half duplicates", "one outlier"]
+)
+class TestAnswers:
+    def test_query_equals_brute_force(self, name, dtype):
+        X, Q = cloud(name, dtype)
+        found = pc.CoverTree.fit(X).query(Q, 9)
+        neighbors, distances = naive.query(X, Q, 9)
+        same_bytes(found.neighbors, neighbors)
+        same_bytes(found.distances, distances)
+
+    def test_query_radius_equals_brute_force(self, name, dtype):
+        X, Q = cloud(name, dtype)
+        radius = dtype(np.median(naive.query(X, Q, 9)[1][:, -1]))
+        found = pc.CoverTree.fit(X).query_radius(Q, float(radius))
+        for one, expected in zip(found, naive.radius(X, Q, radius), strict=True):
+            same_bytes(one, expected)
+
+    def test_radius_graph_leaves_out_each_point_itself_and_no_other(self, name, dtype):
+        X, _ = cloud(name, dtype)
+        radius = dtype(np.median(naive.knn(X, 3)[1][:, -1]))
+        found = pc.CoverTree.fit(X).radius_graph(float(radius))
+        starts, neighbors, _ = naive.radius(X, X, radius)
+        for row in range(len(X)):
+            others = neighbors[starts[row] : starts[row + 1]]
+            np.testing.assert_array_equal(
+                found.neighbors[found.indptr[row] : found.indptr[row + 1]], others[others != row]
+            )
+
+
+def test_threads_do_not_change_a_byte():
+    X, Q = cloud("clustered", np.float64)
+    one, two = (pc.CoverTree.fit(X, threads=threads).query(Q, 5, threads=threads) for threads in (1, 2))
+    same_bytes(one.neighbors, two.neighbors)
+    same_bytes(one.distances, two.distances)
+
+
+def test_query_on_the_sphere_is_in_kilometres():
+    places = np.array([[0.0, 0.0], [0.0, 1.0], [179.9, 0.0], [-179.9, 0.0]])
+    tree = pc.CoverTree.fit(places, "haversine")
+    assert tree.query([[180.0, 0.0]], 2).neighbors.tolist() == [[2, 3]]
+    np.testing.assert_allclose(tree.query([[0.0, 0.0]], 2).distances, [[0.0, np.radians(1) * 6371.0088]])
+    assert tree.query_radius([[0.0, 0.0]], 111.2).neighbors.tolist() == [0, 1]
+
+
+def test_one_point_is_a_tree():
+    found = pc.CoverTree.fit([[1.0, 2.0]]).query([[1.0, 3.0], [1.0, 2.0]], 1)
+    assert found.neighbors.tolist() == [[0], [0]]
+    assert found.distances.tolist() == [[1.0], [0.0]]
+
+
+class TestRefusals:
+    @pytest.mark.parametrize("k", [0, -1, 501, True, 1.5])
+    def test_k_that_the_tree_cannot_give(self, k):
+        tree = pc.CoverTree.fit(CLOUDS["uniform d=3"])
+        with pytest.raises(pc.InvalidSpec) as refused:
+            tree.query([[0.0, 0.0, 0.0]], k)
+        assert refused.value.field == "k"
+
+    def test_queries_of_other_width_or_with_a_nan(self):
+        tree = pc.CoverTree.fit(CLOUDS["uniform d=3"])
+        with pytest.raises(pc.InvalidPoints, match="2 columns, the tree's points have 3"):
+            tree.query([[0.0, 0.0]], 1)
+        with pytest.raises(pc.InvalidPoints, match="row 1"):
+            tree.query([[0.0, 0.0, 0.0], [0.0, np.nan, 0.0]], 1)
+
+    @pytest.mark.parametrize("radius", [-1.0, np.inf, np.nan])
+    def test_a_radius_that_is_none(self, radius):
+        with pytest.raises(pc.InvalidSpec, match="radius"):
+            pc.CoverTree.fit(CLOUDS["uniform d=3"]).radius_graph(radius)
+
+    def test_a_query_beyond_the_type_of_the_tree(self):
+        tree = pc.CoverTree.fit(CLOUDS["uniform d=3"].astype(np.float32))
+        with pytest.raises(pc.InvalidPoints):
+            tree.query([[1e300, 0.0, 0.0]], 1)
+
+    def test_the_residual_metric(self):
+        with pytest.raises(pc.InvalidSpec, match="residual"):
+            pc.CoverTree.fit(CLOUDS["uniform d=3"], pc.Residual(pc.RBF(1.0)))
+
+
+class TestFile:
+    def test_a_saved_tree_answers_the_same(self, tmp_path):
+        X, Q = cloud("clustered", np.float32)
+        tree = pc.CoverTree.fit(X, pc.Euclidean((0.5, 2.0, 1.0)))
+        tree.save(tmp_path / "tree")
+        again = pc.CoverTree.load(tmp_path / "tree")
+        assert repr(again) == repr(tree)
+        for one, other in zip(tree.query(Q, 7), again.query(Q, 7), strict=True):
+            same_bytes(one, other)
+
+    def damaged(self, path, **changes):
+        pc.CoverTree.fit(CLOUDS["uniform d=2"]).save(path)
+        with np.load(path) as file:
+            arrays = dict(file)
+        header = json.loads(bytes(arrays["header"])) | {name: value for name, value in changes.items() if name != "ids"}
+        arrays["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
+        if "ids" in changes:
+            arrays["ids"] = arrays["ids"] * 0 + changes["ids"]
+        with path.open("wb") as file:
+            np.savez(file, **arrays)
+
+    @pytest.mark.parametrize(
+        ("changes", "says"),
+        [
+            ({"version": 2}, "format version 2, this release reads version 1"),
+            ({"format": "other"}, "not a saved cover tree"),
+            ({"n": 499}, "damaged"),
+            ({"n": -1}, "damaged"),
+            ({"ids": 2**30}, "damaged"),
+            ({"metric": {"type": "l1"}}, "damaged"),
+            ({"sha256": "0"}, "damaged"),
+        ],
+    )
+    def test_a_file_of_another_version_or_with_other_content_is_refused(self, tmp_path, changes, says):
+        path = tmp_path / "tree"
+        self.damaged(path, **changes)
+        with pytest.raises(pc.FileFormatError, match=says):
+            pc.CoverTree.load(path)
+
+    @pytest.mark.parametrize("content", [b"", b"no tree", b"PK\x03\x04 cut"])
+    def test_a_file_that_is_no_tree_is_refused(self, tmp_path, content):
+        path = tmp_path / "tree"
+        path.write_bytes(content)
+        with pytest.raises(pc.FileFormatError, match="not a saved cover tree"):
+            pc.CoverTree.load(path)
+
+    def test_a_tree_cut_short_is_refused(self, tmp_path):
+        path = tmp_path / "tree"
+        pc.CoverTree.fit(CLOUDS["uniform d=2"]).save(path)
+        path.write_bytes(path.read_bytes()[:-500])
+        with pytest.raises(pc.FileFormatError):
+            pc.CoverTree.load(path)
