@@ -16,7 +16,7 @@ import numpy as np
 import structlog
 from redis.exceptions import RedisError
 
-from pcct_core.spec import Cosine, Euclidean, GraphSpec, Haversine, Order
+from pcct_core.spec import Cosine, Euclidean, GraphSpec, Haversine, Inducing, Matern52, Order, Residual
 from worker.logs import configure_logs
 from worker.run import Build, Runner
 from worker.settings import WorkerSettings
@@ -55,6 +55,9 @@ def load_warm_build() -> Build:
             build_graph(points, GraphSpec(kind="knn", k=4, metric=metric))
             for order in orders if d == 3 else orders[:1]:
                 build_graph(points, GraphSpec(kind="vecchia", k=4, metric=metric, order=order))
+    # More points than share one tree, so that what lays out a smaller one is compiled too.
+    points = generator.random((2100, 2))
+    build_graph(points, GraphSpec(kind="vecchia", k=4, metric=Residual(Matern52(1.0), Inducing(8)), order="given"))
     return build_graph
 
 
