@@ -16,6 +16,7 @@ from pcct_core.spec import Order
 from pcct_core.topk import NO_ID
 
 _HILBERT_WORD_BITS = 63
+_SORT_PARTS, _SORT_SAMPLES = 256, 16  # parts of a long sort, and values sampled for each
 _STEP_S = 0.02  # aim of one stretch of maximin steps between two reports
 
 
@@ -34,8 +35,37 @@ def order_points(
     if order == "random":
         return np.random.default_rng(seed).permutation(points.shape[0]).astype(np.int64)
     if order == "coordinate":
-        return np.lexsort(points.T[::-1]).astype(np.int64)
+        return sort_keys(list(points.T), crew)
     return np.arange(points.shape[0], dtype=np.int64)
+
+
+def sort_keys(keys: list[NDArray[Any]], crew: Crew) -> NDArray[np.int64]:
+    """Return the rows in ascending order of their keys, the first key first, ties to the lower index.
+
+    keys: arrays (n,). Rows are dealt to a few hundred parts by sampled values of the first key, and the parts sorted on all
+    threads, so that a cancel does not wait for one long sort.
+    """
+    first = keys[0]
+    n = len(first)
+    sample = np.sort(first[:: max(1, n // (_SORT_PARTS * _SORT_SAMPLES))])
+    bounds = np.unique(sample[::_SORT_SAMPLES])
+    part = np.empty(n, np.uint16)
+
+    def deal(start: int, stop: int) -> None:
+        part[start:stop] = np.searchsorted(bounds, first[start:stop], side="right")
+
+    crew.run("", n, deal, grain=16384)
+    order = np.argsort(part, kind="stable").astype(np.int64)
+    ends = np.cumsum(np.bincount(part, minlength=len(bounds) + 1))
+
+    def sort_parts(start: int, stop: int) -> None:
+        for i in range(start, stop):
+            place = slice(ends[i - 1] if i else 0, ends[i])
+            rows = order[place]
+            order[place] = rows[np.lexsort([key[rows] for key in reversed(keys)])]
+
+    crew.run("", len(ends), sort_parts)
+    return order
 
 
 class _Distant(NamedTuple):
@@ -190,7 +220,7 @@ def hilbert_order(points: NDArray[Any], crew: Crew) -> NDArray[np.int64]:
     words = (bits * d + _HILBERT_WORD_BITS - 1) // _HILBERT_WORD_BITS
     keys = np.zeros((words, n), np.int64)
     crew.run("order", n, lambda a, b: hilbert_keys(points, low, side, bits, a, b, keys), grain=4096)
-    return np.lexsort(keys[::-1]).astype(np.int64)
+    return sort_keys(list(keys), crew)
 
 
 @njit(nogil=True, cache=True)
