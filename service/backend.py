@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import asyncio
+from dataclasses import dataclass, field
 from typing import Annotated, TypeAlias
 
 from fastapi import Depends, Request
@@ -10,17 +11,22 @@ from fastapi import Depends, Request
 from pcct_core.spec import GraphSpec
 from service.problems import GraphDeleted
 from service.settings import ServiceSettings
+from service.waiting import wait_unless
 from worker.store import TERMINAL, GraphRecord, Store
 from worker.tasks import Queue
 
 
 @dataclass(frozen=True)
 class Backend:
-    """Settings, store and queue; nothing here connects before it is used."""
+    """Settings, store and queue; nothing here connects before it is used.
+
+    stopping: set when the process stops; whatever waits for somebody else then answers with what there is.
+    """
 
     settings: ServiceSettings
     store: Store
     queue: Queue
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
     @classmethod
     def from_settings(cls, settings: ServiceSettings) -> Backend:
@@ -39,14 +45,17 @@ class Backend:
             await self.queue.submit(record)
         return record
 
-    async def wait_graph(self, record: GraphRecord, wait_s: float) -> GraphRecord:
-        """Return the record when its job has ended, or as it is after wait_s seconds; raises GraphDeleted."""
+    async def wait_graph(self, record: GraphRecord, wait_s: float, request: Request) -> GraphRecord:
+        """Return the record when its job has ended, or as it is after wait_s seconds or when this process stops.
+
+        request: of the client that waits. Raises GraphDeleted, or ClientDisconnect when the client has gone.
+        """
         if record.state in TERMINAL or wait_s <= 0:
             return record
-        latest = await self.store.wait_graph(record.id, wait_s)
-        if latest is None:
+        latest = await wait_unless(self.store.wait_graph(record.id, wait_s), self.stopping, request)
+        if latest is None and not self.stopping.is_set():
             raise GraphDeleted
-        return latest
+        return latest or record
 
     async def warning(self) -> str | None:
         """Return why nothing that is queued can run now, None when it can."""

@@ -6,14 +6,30 @@ import signal
 import socket
 
 import uvicorn
+from fastapi import FastAPI
 
 from service import lifeline
 from service.app import create_app
+from service.backend import Backend
 from service.settings import ServiceSettings
 from service.up import open_listener
 from worker.logs import configure_logs
 
-_CLOSE_S = 3  # open requests, such as long polls, get this long when the process stops
+_CLOSE_S = 3  # open requests, such as downloads, get this long when the process stops
+
+
+class Server(uvicorn.Server):
+    """uvicorn, which tells the application that it stops only after all open requests have ended; this tells it before."""
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
+        super().__init__(config)
+        self._app = app
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let long polls and event streams end, then stop."""
+        backend: Backend = self._app.state.backend
+        backend.stopping.set()
+        await super().shutdown(sockets)
 
 
 def run_api(
@@ -32,11 +48,12 @@ def run_api(
     listener = open_listener(host, port) if listen_fd is None else socket.socket(fileno=listen_fd)
     if listen_fd is None:
         print(f"pcct serves http://{host}:{listener.getsockname()[1]}", flush=True)
+    app = create_app(settings)
     config = uvicorn.Config(
-        create_app(settings),
+        app,
         log_config=None,
         log_level=settings.log_level if settings.log_level != "info" else "warning",
         access_log=settings.log_level == "debug",
         timeout_graceful_shutdown=_CLOSE_S,
     )
-    uvicorn.Server(config).run(sockets=[listener])
+    Server(config, app).run(sockets=[listener])

@@ -112,18 +112,18 @@ async def request_graph(
         await find_dataset(reference, backend)
     wait_s = granted_wait(prefer, backend)
     record = await backend.ask_graph(wish.dataset, spec)
-    return await graph_answer(await backend.wait_graph(record, wait_s or 0.0), backend, wait_s)
+    return await graph_answer(await backend.wait_graph(record, wait_s or 0.0, request), backend, wait_s)
 
 
 @router.head("/{graph_id}", include_in_schema=False)
 @router.get("/{graph_id}", response_model=GraphBody)
 async def read_graph(
-    graph_id: GraphId, backend: InBackend, prefer: Annotated[str | None, Header()] = None
+    graph_id: GraphId, request: Request, backend: InBackend, prefer: Annotated[str | None, Header()] = None
 ) -> JSONResponse:
     """Describe a graph; with `Prefer: wait=SECONDS` as soon as it has ended."""
     wait_s = granted_wait(prefer, backend)
     record = await _find_graph(graph_id, backend)
-    answer = await graph_answer(await backend.wait_graph(record, wait_s or 0.0), backend, wait_s)
+    answer = await graph_answer(await backend.wait_graph(record, wait_s or 0.0, request), backend, wait_s)
     answer.status_code = 200
     return answer
 

@@ -89,7 +89,7 @@ async def _build(request: Request, backend: Backend, spec: GraphSpec) -> Respons
     media = choose_format(request.headers.get("accept"), (NPZ, NPY))
     dataset, _ = await receive_points(request, backend.store, backend.settings, spec)
     check_wish_on(dataset, spec, backend.settings)
-    record = await _wait(await backend.ask_graph(dataset.id, spec), backend)
+    record = await _wait(await backend.ask_graph(dataset.id, spec), backend, request)
     if record.state not in TERMINAL:
         return await graph_answer(record, backend)
     if record.state != "ready":
@@ -105,11 +105,14 @@ async def _build(request: Request, backend: Backend, spec: GraphSpec) -> Respons
     return await stream_answer(request, pieces, NPZ, npz_etag(record), location=f"{location}/arrays")
 
 
-async def _wait(record: GraphRecord, backend: Backend) -> GraphRecord:
+async def _wait(record: GraphRecord, backend: Backend, request: Request) -> GraphRecord:
     """Wait up to `oneshot_wait_s` seconds; raises NotReady once nobody is there who could build the graph."""
     deadline = time.monotonic() + backend.settings.oneshot_wait_s
-    while record.state not in TERMINAL and (left_s := deadline - time.monotonic()) > 0:
-        record = await backend.wait_graph(record, min(left_s, _LOOK_S))
+    while record.state not in TERMINAL and not backend.stopping.is_set():
+        left_s = deadline - time.monotonic()
+        if left_s <= 0:
+            break
+        record = await backend.wait_graph(record, min(left_s, _LOOK_S), request)
         if record.state not in TERMINAL and not await backend.store.workers():
             raise NotReady(
                 f"no worker is running, start one with `pcct work`; graph {record.id} stays queued until then"

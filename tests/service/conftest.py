@@ -1,6 +1,7 @@
 import asyncio
 import io
 import os
+import socket
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
@@ -10,6 +11,7 @@ from functools import partial
 import httpx
 import numpy as np
 import pytest
+import uvicorn
 from fastapi import FastAPI
 
 from pcct_core.certificate import Certificate
@@ -17,6 +19,7 @@ from pcct_core.errors import Cancelled
 from pcct_core.graph import Graph
 from pcct_core.telemetry import Telemetry
 from service.app import create_app
+from service.serve import Server
 from service.settings import ServiceSettings
 from worker.run import Runner
 from worker.settings import WorkerSettings
@@ -69,11 +72,12 @@ class Gate:
 
 @dataclass
 class Service:
-    """The application, an HTTP client of it, and the gate that its worker builds through."""
+    """The application, an HTTP client of it, the gate that its worker builds through, and the server if it has one."""
 
     app: FastAPI
     client: httpx.AsyncClient
     gate: Gate
+    server: Server | None = None
 
     async def upload(self, points: np.ndarray) -> str:
         """Upload points, return the dataset's id."""
@@ -111,6 +115,27 @@ async def running_service(url: str, worker: bool = True, **settings: object) -> 
 
 
 @asynccontextmanager
+async def live_service(url: str, worker: bool = True, **settings: object) -> AsyncIterator[Service]:
+    """Run the same behind a real server on loopback, whose connections end as they do in life."""
+    gate = Gate()
+    app = create_app(ServiceSettings(redis_url=url, **settings))
+    server = Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=20), app)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        base = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        try:
+            async with (
+                _worker(url, gate) if worker else nullcontext(),
+                httpx.AsyncClient(base_url=base, timeout=30.0, trust_env=False) as client,
+            ):
+                await client.get("/livez")
+                yield Service(app, client, gate, server)
+        finally:
+            server.should_exit = True
+            await serving
+
+
+@asynccontextmanager
 async def _worker(url: str, gate: Gate) -> AsyncIterator[None]:
     settings = WorkerSettings(redis_url=url)
     store, queue = Store.from_settings(settings), Queue.from_settings(settings)
@@ -131,6 +156,13 @@ async def _worker(url: str, gate: Gate) -> AsyncIterator[None]:
 async def service(valkey_url: str) -> AsyncIterator[Service]:
     """The service with a worker, on an empty store."""
     async with running_service(valkey_url) as running:
+        yield running
+
+
+@pytest.fixture
+async def live(valkey_url: str) -> AsyncIterator[Service]:
+    """The service behind a real server, with a worker, on an empty store."""
+    async with live_service(valkey_url) as running:
         yield running
 
 

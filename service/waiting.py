@@ -1,0 +1,50 @@
+"""Waits that end early: when this process stops, or when the client that waits has gone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from fastapi import Request
+from starlette.requests import ClientDisconnect
+
+T = TypeVar("T")
+
+_INSIST_S = 0.05
+
+
+async def wait_unless(
+    waiting: Coroutine[Any, Any, T], stopping: asyncio.Event, request: Request | None = None
+) -> T | None:
+    """Return what `waiting` returns, or None once `stopping` is set; whatever ends first cancels the rest.
+
+    request: of the client that waits, its body read; raises ClientDisconnect when that client has gone.
+    """
+    work = asyncio.ensure_future(waiting)
+    stop = asyncio.ensure_future(stopping.wait())
+    others = [stop] if request is None else [stop, asyncio.ensure_future(_gone(request))]
+    try:
+        await asyncio.wait([work, *others], return_when=asyncio.FIRST_COMPLETED)
+        if work.done():
+            return work.result()
+        if stop.done():
+            return None
+        raise ClientDisconnect
+    finally:
+        await _end([work, *others])
+
+
+async def _gone(request: Request) -> bool:
+    """Return True when the connection of a request has ended."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    return True
+
+
+async def _end(tasks: list[asyncio.Future[Any]]) -> None:
+    """Cancel tasks until they have ended: redis-py swallows a cancellation that meets it while it connects."""
+    while left := [task for task in tasks if not task.done()]:
+        for task in left:
+            task.cancel()
+        await asyncio.wait(left, timeout=_INSIST_S)
