@@ -1,0 +1,121 @@
+"""Counts and histograms of refreshes, in one hash that all processes add to: what `/metrics` shows.
+
+They are kept in the store because API and workers are many processes, and a reader wants one set of numbers.
+A field is "name|label|label" for a counter and "name|bound" for a histogram's bucket, not cumulated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any, NamedTuple, cast
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+KEY = "pcct:metrics"
+
+
+class Counter(NamedTuple):
+    """A counter by labels. name: as Prometheus shows it, without "_total"."""
+
+    name: str
+    help: str
+    labels: tuple[str, ...]
+
+    def field(self, *values: str) -> str:
+        """Return the hash field that counts these values of the labels."""
+        return "|".join((self.name, *values))
+
+
+class Histogram(NamedTuple):
+    """A histogram. bounds: upper ends of its buckets, ascending; the last bucket is above them."""
+
+    name: str
+    help: str
+    bounds: tuple[float, ...]
+
+    def field(self, value: float) -> str:
+        """Return the hash field of the bucket that holds value."""
+        return f"{self.name}|{next((f'{bound:g}' for bound in self.bounds if value <= bound), '+Inf')}"
+
+    @property
+    def sum_field(self) -> str:
+        """The hash field of the sum of all values."""
+        return f"{self.name}|sum"
+
+
+_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+
+DECISIONS = Counter("pcct_refresh_decisions", "Refreshes by what was decided and why", ("decision", "reason"))
+ERRORS = Counter("pcct_refresh_errors", "Versions that failed, by type of error", ("type",))
+QUEUE_WAIT_S = Histogram("pcct_refresh_queue_wait_seconds", "From requesting a version to starting its build", _SECONDS)
+BUILD_S = Histogram("pcct_refresh_build_seconds", "From starting a version's build to its end", _SECONDS)
+STALENESS = Histogram(
+    "pcct_refresh_staleness_epochs",
+    "Epochs between requesting a version and publishing it",
+    (0.0, 1.0, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0),
+)
+COUNTERS = (DECISIONS, ERRORS)
+HISTOGRAMS = (QUEUE_WAIT_S, BUILD_S, STALENESS)
+
+
+class CounterSample(NamedTuple):
+    """One counter's value. labels: values, in the order of the counter's labels."""
+
+    counter: Counter
+    labels: tuple[str, ...]
+    value: float
+
+
+class HistogramSample(NamedTuple):
+    """One histogram. buckets: (upper end as text, values up to it), cumulated, the last one "+Inf" with all."""
+
+    histogram: Histogram
+    buckets: tuple[tuple[str, float], ...]
+    sum: float
+
+
+class Samples(NamedTuple):
+    """Everything that was counted; every histogram is there, empty ones too."""
+
+    counters: tuple[CounterSample, ...]
+    histograms: tuple[HistogramSample, ...]
+
+
+async def observe(redis: Redis, values: Mapping[Histogram, float], counts: tuple[str, ...] = ()) -> None:
+    """Add one value to each histogram and one to each counter field; dropped when the store is away."""
+    with suppress(RedisError):
+        async with redis.pipeline(transaction=False) as pipe:
+            for histogram, value in values.items():
+                pipe.hincrby(KEY, histogram.field(value), 1)
+                pipe.hincrbyfloat(KEY, histogram.sum_field, value)
+            for field in counts:
+                pipe.hincrby(KEY, field, 1)
+            await pipe.execute()
+
+
+async def read_samples(redis: Redis) -> Samples:
+    """Return all that was counted, in one round trip."""
+    raw = await cast(Any, redis.hgetall(KEY))
+    return parse_samples({name.decode(): float(value) for name, value in raw.items()})
+
+
+def parse_samples(fields: Mapping[str, float]) -> Samples:
+    """Return the samples of a hash's fields."""
+    counters = []
+    for counter in COUNTERS:
+        for name in sorted(fields):
+            first, *labels = name.split("|")
+            if first == counter.name and len(labels) == len(counter.labels):
+                counters.append(CounterSample(counter, tuple(labels), fields[name]))
+    return Samples(tuple(counters), tuple(_histogram(histogram, fields) for histogram in HISTOGRAMS))
+
+
+def _histogram(histogram: Histogram, fields: Mapping[str, float]) -> HistogramSample:
+    total = 0.0
+    buckets = []
+    for bound in (*(f"{bound:g}" for bound in histogram.bounds), "+Inf"):
+        total += fields.get(f"{histogram.name}|{bound}", 0.0)
+        buckets.append((bound, total))
+    return HistogramSample(histogram, tuple(buckets), fields.get(histogram.sum_field, 0.0))
