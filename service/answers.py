@@ -55,7 +55,7 @@ async def stream_answer(
     headers = {"ETag": f'"{etag}"', "Cache-Control": _IMMUTABLE, "Vary": "Accept"}
     if location is not None:
         headers |= {"Content-Location": location, "Cache-Control": "no-store"}
-    elif _has(request.headers.get("if-none-match"), etag):
+    elif has_tag(request.headers.get("if-none-match"), etag):
         return Response(status_code=304, headers=headers)
     if length is not None:
         headers["Content-Length"] = str(length)
@@ -84,7 +84,7 @@ async def _nearest(rows: AsyncIterator[bytes], info: ArrayInfo, k: int) -> Async
         yield np.frombuffer(piece, info.dtype).reshape(-1, info.shape[1])[:, :k].tobytes()
 
 
-def _has(if_none_match: str | None, etag: str) -> bool:
+def has_tag(if_none_match: str | None, etag: str) -> bool:
     """Return True when the header lists the entity tag, weakly or strongly, or any."""
     tags = [tag.strip().removeprefix("W/") for tag in (if_none_match or "").split(",")]
     return "*" in tags or f'"{etag}"' in tags

@@ -14,28 +14,37 @@ from service.settings import ServiceSettings
 from service.waiting import wait_unless
 from worker.store import TERMINAL, GraphRecord, Store
 from worker.tasks import Queue
+from worker.tracks import Tracks
 
 
 @dataclass(frozen=True)
 class Backend:
-    """Settings, store and queue; nothing here connects before it is used.
+    """Settings, store, queue and tracks; nothing here connects before it is used.
 
+    queue: jobs of graphs that somebody waits for. refreshes: jobs that follow tracks.
     stopping: set when the process stops; whatever waits for somebody else then answers with what there is.
     """
 
     settings: ServiceSettings
     store: Store
     queue: Queue
+    refreshes: Queue
+    tracks: Tracks
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
     @classmethod
     def from_settings(cls, settings: ServiceSettings) -> Backend:
         """Return a backend with connections of its own."""
-        return cls(settings, Store.from_settings(settings), Queue.from_settings(settings))
+        store, refreshes = (
+            Store.from_settings(settings),
+            Queue(settings.store_url, "refresh", timeout_s=settings.store_timeout_s),
+        )
+        return cls(settings, store, Queue.from_settings(settings), refreshes, Tracks(store, refreshes))
 
     async def aclose(self) -> None:
         """Close the connections."""
         await self.queue.aclose()
+        await self.refreshes.aclose()
         await self.store.aclose()
 
     async def ask_graph(self, dataset_id: str, spec: GraphSpec) -> GraphRecord:

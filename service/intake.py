@@ -6,9 +6,11 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Iterator
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, Self, TypeVar, cast
 
 from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ValidationError
 
 from pcct_core.errors import InvalidPoints, InvalidSpec
 from pcct_core.points import Points, check_finite, check_metric, check_shape
@@ -17,6 +19,8 @@ from service.problems import UploadStalled
 from service.settings import ServiceSettings
 from service.wire import BodyTooLarge, Layout, npy_header, points_decoder
 from worker.store import Dataset, Store
+
+M = TypeVar("M", bound=BaseModel)
 
 # Metrics that are not defined on every row. Where they fail is noted while the rows pass by, so that a graph that
 # cannot be is refused when it is asked for, without reading the points again.
@@ -80,6 +84,15 @@ async def receive_json(request: Request, settings: ServiceSettings) -> bytes:
         if len(body) > settings.max_request_bytes:
             raise BodyTooLarge(f"the body of this request may have {settings.max_request_bytes} bytes")
     return bytes(body)
+
+
+async def receive_model(request: Request, settings: ServiceSettings, kind: type[M]) -> M:
+    """Return a request's JSON body as a model; raises BodyTooLarge or RequestValidationError."""
+    body = await receive_json(request, settings)
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as error:
+        raise RequestValidationError(error.errors()) from None
 
 
 class _Arrival:

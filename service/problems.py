@@ -31,6 +31,7 @@ from service.wire import (
     WrongLength,
 )
 from worker.store import DamagedData, UnknownDataset, UnknownGraph
+from worker.tracks import EpochBackwards, NotAHyperparameter, UnknownTrack
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -116,6 +117,11 @@ PROBLEMS: Mapping[type[Exception], Problem] = {
     UnknownDataset: Problem(HTTPStatus.NOT_FOUND, "unknown-dataset", "There is no such dataset"),
     UnknownGraph: Problem(HTTPStatus.NOT_FOUND, "unknown-graph", "There is no such graph"),
     UnknownArray: Problem(HTTPStatus.NOT_FOUND, "unknown-array", "The graph has no such array"),
+    UnknownTrack: Problem(HTTPStatus.NOT_FOUND, "unknown-track", "There is no such track"),
+    EpochBackwards: Problem(HTTPStatus.CONFLICT, "epoch-backwards", "The epoch goes backwards"),
+    NotAHyperparameter: Problem(
+        HTTPStatus.UNPROCESSABLE_ENTITY, "not-a-hyperparameter", "A refresh changes hyperparameters only"
+    ),
     GraphNotReady: Problem(HTTPStatus.CONFLICT, "graph-not-ready", "The graph is not finished", 1),
     GraphFailed: Problem(HTTPStatus.CONFLICT, "graph-failed", "The graph was not finished"),
     GraphDeleted: Problem(HTTPStatus.CONFLICT, "graph-deleted", "The graph was deleted"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Awaitable
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -14,9 +14,7 @@ T = TypeVar("T")
 _INSIST_S = 0.05
 
 
-async def wait_unless(
-    waiting: Coroutine[Any, Any, T], stopping: asyncio.Event, request: Request | None = None
-) -> T | None:
+async def wait_unless(waiting: Awaitable[T], stopping: asyncio.Event, request: Request | None = None) -> T | None:
     """Return what `waiting` returns, or None once `stopping` is set; whatever ends first cancels the rest.
 
     request: of the client that waits, its body read; raises ClientDisconnect when that client has gone.

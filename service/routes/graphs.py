@@ -8,14 +8,13 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 import numpy as np
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from pcct_core.spec import GraphSpec
 from service.answers import array_stream, graph_npz, npz_etag, stream_answer
 from service.backend import Backend, InBackend
-from service.intake import check_wish_on, receive_json
+from service.intake import check_wish_on, receive_model
 from service.problems import GraphFailed, GraphNotReady, UnknownArray, problem_type
 from service.routes.datasets import find_dataset, is_content_id
 from service.wire import NPY, NPZ, InvalidParameter, choose_format, write_npy
@@ -101,11 +100,7 @@ async def request_graph(
     request: Request, backend: InBackend, prefer: Annotated[str | None, Header()] = None
 ) -> JSONResponse:
     """Ask for a graph: 200 when it has ended (or does within `Prefer: wait=SECONDS`), else 202."""
-    body = await receive_json(request, backend.settings)
-    try:
-        wish = GraphRequest.model_validate_json(body)
-    except ValidationError as error:
-        raise RequestValidationError(error.errors()) from None
+    wish = await receive_model(request, backend.settings, GraphRequest)
     spec = GraphSpec.from_json(wish.spec)
     check_wish_on(await find_dataset(wish.dataset, backend), spec, backend.settings)
     for reference in spec.references():

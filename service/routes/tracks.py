@@ -1,0 +1,262 @@
+"""/v1/tracks: moving pointers that training loops follow, their refreshes and their events."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, suppress
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal, TypeAlias, cast
+
+from fastapi import APIRouter, Depends, Header, Request, Response
+from fastapi.responses import JSONResponse
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+from pydantic import BaseModel, ConfigDict, Field
+from redis.exceptions import RedisError
+from starlette.requests import ClientDisconnect
+
+from pcct_core.spec import GraphSpec
+from service.answers import has_tag
+from service.backend import Backend, InBackend
+from service.intake import check_wish_on, receive_model
+from service.problems import problem_type
+from service.routes.datasets import find_dataset
+from service.routes.graphs import granted_wait
+from service.waiting import wait_unless
+from service.wire import InvalidParameter
+from worker.tracks import Outcome, Reason, RefreshAnswer, RefreshPolicy, TrackEvent, TrackRecord, UnknownTrack
+
+router = APIRouter(prefix="/v1/tracks", tags=["tracks"])
+
+_MAX_EPOCH = 2**53  # the store's scripts count in doubles
+_OLDEST = "0-0"
+
+
+class TrackRequest(BaseModel):
+    """What `POST /v1/tracks` takes. spec: as of a graph. policy: what is left out has its default."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    dataset: str
+    spec: dict[str, Any]
+    policy: dict[str, Any] = {}
+
+
+class RefreshRequest(BaseModel):
+    """What a refresh takes, all optional.
+
+    metric: an object with `lengthscale`, `variance` or both, or a whole metric document; left out: as requested last.
+    epoch: of the training loop, left out: one more than the largest so far. force: whatever the policy says.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    metric: dict[str, Any] | None = None
+    epoch: int | None = Field(default=None, ge=0, le=_MAX_EPOCH)
+    force: bool = False
+
+
+class RefreshBody(BaseModel):
+    """What a refresh decided. pending_version: the version that is being made, null when the answer is `cached`."""
+
+    decision: Outcome
+    reason: Reason
+    version: int
+    pending_version: int | None
+
+
+class PendingBody(BaseModel):
+    """The version that is being made. epoch: at which it was requested. progress: {phase, done, total, eta_s} or null."""
+
+    version: int
+    epoch: int
+    metric: dict[str, Any]
+    graph: str
+    state: Literal["queued", "running"]
+    progress: dict[str, Any] | None
+
+
+class TrackBody(BaseModel):
+    """A track: its newest finished version, and what is going on.
+
+    spec: of that version, or of the one that is being made while there is none. version: 0 while there is none. graph: id
+    of its graph. epoch: at which it was requested. error: why the newest one failed, a problem; failures: how many did.
+    warning: why nothing happens at present.
+    """
+
+    id: str
+    dataset: str
+    spec: dict[str, Any]
+    policy: dict[str, Any]
+    version: int
+    graph: str | None
+    epoch: int | None
+    pending_version: int | None
+    pending: PendingBody | None
+    error: dict[str, Any] | None
+    failures: int
+    created: datetime
+    updated: datetime
+    warning: str | None = None
+
+
+def _json_body(model: type[BaseModel], example: dict[str, Any]) -> dict[str, Any]:
+    content = {"application/json": {"schema": model.model_json_schema(), "example": example}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+_METRIC = {"type": "residual", "kernel": "matern52", "lengthscale": [0.3, 0.3, 0.1], "variance": 1.0}
+_TRACK_REQUEST = _json_body(
+    TrackRequest,
+    {
+        "dataset": "64 hex digits",
+        "spec": {"kind": "vecchia", "k": 30, "metric": _METRIC},
+        "policy": RefreshPolicy().to_json(),
+    },
+)
+_REFRESH_REQUEST = _json_body(
+    RefreshRequest, {"metric": {"lengthscale": [0.28, 0.31, 0.1], "variance": 1.1}, "epoch": 7, "force": False}
+)
+_NOT_CHANGED: dict[int | str, dict[str, Any]] = {304: {"description": "Nothing new since If-None-Match"}}
+_REFRESH_ANSWERS: dict[int | str, dict[str, Any]] = {
+    202: {"model": RefreshBody, "description": "`pending` or `scheduled`: a newer version is being made"}
+}
+
+
+def _track_id(track_id: str) -> str:
+    if re.fullmatch("[0-9a-f]{32}", track_id) is None:
+        raise UnknownTrack(track_id)
+    return track_id
+
+
+TrackId: TypeAlias = Annotated[str, Depends(_track_id)]
+
+
+@router.post("", status_code=201, response_model=TrackBody, openapi_extra=_TRACK_REQUEST)
+async def create_track(
+    request: Request, backend: InBackend, prefer: Annotated[str | None, Header()] = None
+) -> JSONResponse:
+    """Start a track and make its version 1; `Prefer: wait=SECONDS` waits for that."""
+    wish = await receive_model(request, backend.settings, TrackRequest)
+    spec = GraphSpec.from_json(wish.spec)
+    policy = RefreshPolicy.from_json(wish.policy)
+    check_wish_on(await find_dataset(wish.dataset, backend), spec, backend.settings)
+    for reference in spec.references():
+        await find_dataset(reference, backend)
+    wait_s = granted_wait(prefer, backend)
+    record = await backend.tracks.create(wish.dataset, spec, policy)
+    try:
+        record = await _wait(record, wait_s, None, backend, request)
+    except ClientDisconnect:
+        await backend.tracks.delete(record.id)  # nobody else knows its id
+        raise
+    headers = {"Location": f"/v1/tracks/{record.id}", **_headers(record, wait_s)}
+    return JSONResponse(await _body(record, backend), 201, headers)
+
+
+@router.head("/{track_id}", include_in_schema=False)
+@router.get("/{track_id}", response_model=TrackBody, responses=_NOT_CHANGED)
+async def read_track(
+    track_id: TrackId,
+    request: Request,
+    backend: InBackend,
+    prefer: Annotated[str | None, Header()] = None,
+    if_none_match: Annotated[str | None, Header()] = None,
+) -> Response:
+    """Describe a track, or answer 304 when nothing was published and nothing failed since `If-None-Match`.
+
+    `Prefer: wait=SECONDS` waits for that to change; without `If-None-Match`, until nothing is pending.
+    """
+    wait_s = granted_wait(prefer, backend)
+    record = await backend.tracks.track(track_id)
+    if if_none_match is None or has_tag(if_none_match, record.etag):
+        record = await _wait(record, wait_s, if_none_match and record.etag, backend, request)
+    headers = _headers(record, wait_s)
+    if has_tag(if_none_match, record.etag):
+        return Response(status_code=304, headers=headers)
+    return JSONResponse(await _body(record, backend), headers=headers)
+
+
+@router.delete("/{track_id}", status_code=204)
+async def delete_track(track_id: TrackId, backend: InBackend) -> None:
+    """Stop following: cancel what is pending and forget the track. Its graphs stay in the cache."""
+    if not await backend.tracks.delete(track_id):
+        raise UnknownTrack(track_id)
+
+
+@router.post(
+    "/{track_id}/refresh", response_model=RefreshBody, openapi_extra=_REFRESH_REQUEST, responses=_REFRESH_ANSWERS
+)
+async def refresh_track(track_id: TrackId, request: Request, backend: InBackend) -> JSONResponse:
+    """Offer new hyperparameters: 200 when the graph that is there will do, 202 when a newer one is being made."""
+    wish = await receive_model(request, backend.settings, RefreshRequest)
+    answer: RefreshAnswer = await backend.tracks.refresh(track_id, wish.metric, wish.epoch, force=wish.force)
+    return JSONResponse(answer.to_json(), 200 if answer.decision == "cached" else 202)
+
+
+async def _followed(
+    track_id: TrackId, backend: InBackend, last_event_id: Annotated[str | None, Header()] = None
+) -> AsyncIterator[TrackEvent]:
+    """Return the events of a track; raises what must be known before the answer starts."""
+    if last_event_id is not None and re.fullmatch(r"\d{1,19}-\d{1,19}", last_event_id, re.ASCII) is None:
+        raise InvalidParameter(
+            f"Last-Event-ID is {last_event_id!r}; send the id of an event, or leave it out", "Last-Event-ID"
+        )
+    await backend.tracks.track(track_id)
+    return backend.tracks.events(track_id, last_event_id or _OLDEST)
+
+
+@router.get("/{track_id}/events", response_class=EventSourceResponse)
+async def read_events(
+    events: Annotated[AsyncIterator[TrackEvent], Depends(_followed)], backend: InBackend
+) -> AsyncIterator[ServerSentEvent]:
+    """Stream `neighbor_refresh.…` events as they happen, until the track is deleted.
+
+    Begins behind `Last-Event-ID`, or with the oldest that is kept (of about a thousand).
+    """
+    # A store that goes away ends the stream; the client connects again and goes on behind the last event it has.
+    with suppress(RedisError, UnknownTrack):
+        async with aclosing(cast("AsyncGenerator[TrackEvent, None]", events)):
+            while (event := await wait_unless(anext(events, None), backend.stopping)) is not None:
+                yield ServerSentEvent(event=event.name, id=event.id, data=event.data)
+
+
+async def _wait(
+    record: TrackRecord, wait_s: float | None, etag: str | None, backend: Backend, request: Request
+) -> TrackRecord:
+    """Return the track when its etag is another (None: when nothing is pending), or as it is after wait_s seconds."""
+    if not wait_s or (etag is None and record.pending is None):
+        return record
+    return await wait_unless(backend.tracks.wait_track(record.id, wait_s, etag), backend.stopping, request) or record
+
+
+def _headers(record: TrackRecord, wait_s: float | None) -> dict[str, str]:
+    headers = {"ETag": f'"{record.etag}"', "Cache-Control": "no-cache"}
+    return headers if wait_s is None else {**headers, "Preference-Applied": f"wait={wait_s:g}"}
+
+
+async def _body(record: TrackRecord, backend: Backend) -> dict[str, Any]:
+    pending: PendingBody | None = None
+    warning: str | None = None
+    if record.pending is not None:
+        version, epoch, metric, graph, _ = record.pending
+        state, progress = await backend.tracks.progress(record.pending)
+        pending = PendingBody(version=version, epoch=epoch, metric=metric, graph=graph, state=state, progress=progress)
+        warning = await backend.warning()
+    body = TrackBody(
+        id=record.id,
+        dataset=record.dataset,
+        spec=record.spec,
+        policy=record.policy.to_json(),
+        version=record.version,
+        graph=record.graph,
+        epoch=record.epoch,
+        pending_version=None if pending is None else pending.version,
+        pending=pending,
+        error=record.error and {**record.error, "type": problem_type(record.error["type"])},
+        failures=record.failures,
+        created=datetime.fromtimestamp(record.created_s, UTC),
+        updated=datetime.fromtimestamp(record.updated_s, UTC),
+        warning=warning,
+    )
+    return body.model_dump(mode="json")
