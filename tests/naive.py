@@ -51,16 +51,17 @@ def radius(X, Q, r):
     return starts, np.concatenate(neighbors), np.concatenate(distances)
 
 
-def maximin(X):
+def maximin(X, count=None):
     """Return the maximin order int64 (n,) and each point's distance to the points before it, T (n,), inf for the first.
 
-    The first point is the one nearest to the centroid, measured in float64; each next one is the farthest from all before.
+    count: how many points to order, None for all. The first point is the one nearest to the centroid, measured in float64;
+    each next one is the farthest from all before.
     """
     centroid = X.mean(axis=0, dtype=np.float64)
     first = np.argmin(np.square(X - centroid).sum(axis=1, dtype=np.float64))
     order, distances = [int(first)], [X.dtype.type(np.inf)]
     nearest = distance_block(X[first][None], X)[0]
-    for _ in range(len(X) - 1):
+    for _ in range((len(X) if count is None else count) - 1):
         nearest[order[-1]] = -1
         following = int(np.argmax(nearest))
         order.append(following)

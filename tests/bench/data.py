@@ -17,6 +17,11 @@ def uniform(n: int, d: int, dtype: str = "float32") -> NDArray[Any]:
     return np.random.default_rng(SEED).random((n, d), dtype=np.dtype(dtype).type)
 
 
+def normal(n: int, d: int) -> NDArray[np.float64]:
+    """Return n points, standard normal in d dimensions."""
+    return np.random.default_rng(SEED).normal(size=(n, d))
+
+
 def manifold(n: int) -> NDArray[np.float32]:
     """Return n points of a curved 3-d manifold in 20 dimensions: sines of random projections of a cube."""
     rng = np.random.default_rng(SEED)
@@ -38,5 +43,7 @@ def places(n: int) -> NDArray[np.float64]:
 uniform_2 = partial(uniform, d=2)
 uniform_3 = partial(uniform, d=3)
 uniform_3_float64 = partial(uniform, d=3, dtype="float64")
+normal_3 = partial(normal, d=3)
 uniform_8 = partial(uniform, d=8)
+uniform_8_float64 = partial(uniform, d=8, dtype="float64")
 uniform_64 = partial(uniform, d=64)

@@ -19,14 +19,18 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from cases import MEASURES, MILLION, SMALL, SUITES, Case
 from numpy.typing import NDArray
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
-from rivals import DISTRIBUTIONS, OURS, RIVALS, calm_openmp
+from rivals import DISTRIBUTIONS, OURS, RIVALS, SelfTimed, calm_openmp
+
+if TYPE_CHECKING:
+    from pcct_core.graph import Graph
 
 SCHEMA = 1
 RUNS = 5
@@ -35,19 +39,29 @@ LARGE_RUNS = 3  # the fewest that --large-runs takes
 QUICK_POINTS = 2_048
 PAUSE_S = 0.1  # between two runs, so that what one leaves behind does not meet the next
 QUIET_LOAD = 0.6
+GUARDED_POINTS = 4_096  # the guardrail's own size: no larger residual case runs before it has passed
+REFERENCE_GFLOPS = 105.0  # of the machine that bars in seconds were set for
+GEMM_SIZE, GEMM_RUNS = 2_048, 3
+MEMORY_NOTES = ("extra_mb", "loaded_mb", "peak_mb", "beyond_v_mb")
 ROOT = Path(__file__).resolve().parents[2]
 FRESH = Path(__file__).with_name("fresh.py")
 
 
 @dataclass
 class Result:
-    """What one case gave. ours_s, and theirs_s by rival: seconds of every run. notes: what else was learned."""
+    """What one case gave. ours_s, and theirs_s by rival: seconds of every run. notes: what else was learned.
+
+    gflops: what this machine's matrix product in float64 reaches. lookup: the gate's, as JSON.
+    """
 
     case: Case
     ours_s: list[float] = field(default_factory=list)
     theirs_s: dict[str, list[float]] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
     telemetry: dict[str, Any] | None = None
+    certificate: dict[str, Any] | None = None
+    lookup: dict[str, Any] | None = None
+    gflops: float = REFERENCE_GFLOPS
     points: dict[str, Any] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
 
@@ -62,8 +76,14 @@ class Result:
         ours_s = statistics.median(self.ours_s)
         if self.case.measure == "seconds":
             return ours_s
-        if self.case.measure == "megabytes":
-            return float(statistics.median(self.notes["extra_mb"]))
+        if self.case.measure == "scaled":
+            return ours_s * self.gflops / REFERENCE_GFLOPS
+        if self.case.measure in ("megabytes", "beyond_v"):
+            name = "extra_mb" if self.case.measure == "megabytes" else "beyond_v_mb"
+            return float(statistics.median(self.notes[name]))
+        if self.case.measure == "pruned":
+            known = self.certificate or {}
+            return float(known["gate1_pruned"] / known["gate1_candidates"])
         if self.rival is None:
             return None
         theirs_s = statistics.median(self.theirs_s[self.rival])
@@ -73,43 +93,93 @@ class Result:
             return (ours_s / self.case.n) / (theirs_s / min(SMALL, self.case.n))
         return ours_s / theirs_s
 
+    @property
+    def recall_holds(self) -> bool:
+        """Whether certificate and brute force both find the recall that the case asks for, and the gate lost nothing."""
+        if self.case.recall is None:
+            return True
+        known = self.certificate or {}
+        certified = 1.0 if known.get("exact") else known.get("recall_lower", 0.0)
+        lost = self.case.measure == "pruned" and known.get("gate1_false_negatives", 0) > 0
+        return not lost and min(certified, self.notes["recall"]) >= self.case.recall
+
     def verdict(self, judged: bool) -> str:
-        """Return what bar and goal make of the value."""
-        bar, goal = self.case.bar, self.case.goal
+        """Return what bar and goal make of the value; a bar of None is met by the recall alone."""
+        case = self.case
         if self.value is None:
             return "no rival"
-        if bar is None or goal is None or not judged:
+        if not judged or (case.bar is None and case.goal is None and case.recall is None):
             return "not judged"
-        more = MEASURES[self.case.measure][1]
-        if self.value >= goal if more else self.value <= goal:
-            return "meets goal"
-        return "meets bar" if (self.value >= bar if more else self.value <= bar) else "below bar"
+        if not self.recall_holds or (case.bar is not None and not self._reaches(case.bar)):
+            return "below bar"
+        return "meets goal" if case.goal is not None and self._reaches(case.goal) else "meets bar"
+
+    def _reaches(self, limit: float) -> bool:
+        value = self.value
+        assert value is not None  # verdict has answered "no rival" before
+        return value >= limit if MEASURES[self.case.measure][1] else value <= limit
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the cases that the command line asks for; 0 when all ran, whatever their verdicts."""
+    """Run the cases that the command line asks for; 0 when all ran, whatever their verdicts, 1 when some were refused."""
     options = read_options(arguments)
     calm_openmp()
     console = Console(width=None if sys.stdout.isatty() else TABLE_COLUMNS)
     load = os.getloadavg()[0]
     if load > QUIET_LOAD:
         console.print(f"[yellow]other processes use the CPU (load {load:.1f}); times will be too long[/]")
+    cases, refused = heed_guardrail(options.cases, console)
+    gflops = measure_gemm()
     results = []
-    for case in options.cases:
+    for case in cases:
         try:
             with console.status(case.name) as status:
                 result = run_case(case, runs_of(case, options), options.rivals, status.update)
         except ModuleNotFoundError as missing:
             console.print(f"{case.name}: left out, {missing.name} is not installed; pip install 'pcct\\[bench]'")
             continue
+        # The best so far: a product that others disturbed would make our time on the reference machine look short.
+        gflops = result.gflops = max(gflops, measure_gemm())
         results.append(result)
         console.print(describe(result), highlight=False)
+        line = to_json(result, options.suite, not options.quick)
         if options.output is not None:
-            write_line(options.output, to_json(result, options.suite, not options.quick))
-    console.print(make_table(results, not options.quick))
-    if options.output is not None:
+            write_line(options.output, line)
+        if options.profiles is not None and result.lookup is not None:
+            write_profile(options.profiles, line, result.lookup)
+    if results:
+        console.print(make_table(results, not options.quick))
+    if options.output is not None and results:
         console.print(f"written to {options.output}")
-    return 0
+    return 1 if refused else 0
+
+
+def heed_guardrail(cases: list[Case], console: Console) -> tuple[list[Case], list[Case]]:
+    """Return the cases that may run and those that may not: larger residual ones, when the guardrail fails."""
+    guarded = [case for case in cases if case.residual and case.n > GUARDED_POINTS]
+    if not guarded:
+        return cases, []
+    from pcct_core.guardrail import run_guardrail
+
+    with console.status("guardrail"):
+        checks, report = run_guardrail()
+    if report["passed"]:
+        console.print("guardrail passed: " + "; ".join(check.found for check in checks), highlight=False)
+        return cases, []
+    failed = "; ".join(f"{check.name}: {check.found}" for check in checks if not check.passed)
+    print(
+        f"pcct bench: the guardrail failed ({failed}); refused, because they have more than {GUARDED_POINTS:,} points: "
+        f"{', '.join(case.name for case in guarded)}. `pcct guardrail` shows every check",
+        file=sys.stderr,
+    )
+    return [case for case in cases if case not in guarded], guarded
+
+
+def measure_gemm() -> float:
+    """Return the best of a few matrix products in float64 on all cores, in GFLOP/s."""
+    matrix = np.random.default_rng(0).random((GEMM_SIZE, GEMM_SIZE))
+    taken_s = min(take_time(lambda: matrix @ matrix)[0] for _ in range(GEMM_RUNS))
+    return 2e-9 * GEMM_SIZE**3 / taken_s
 
 
 def read_options(arguments: list[str] | None) -> argparse.Namespace:
@@ -117,6 +187,7 @@ def read_options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("pcct bench", description="Time the core beside its rivals.")
     parser.add_argument("--suite", choices=sorted(SUITES), default="core", help="which cases (default: core)")
     parser.add_argument("--case", action="append", default=[], metavar="NAME", help="only this case; may be repeated")
+    parser.add_argument("--largest", type=int, metavar="N", help="only cases of at most N points")
     parser.add_argument(
         "--quick", action="store_true", help=f"at most {QUICK_POINTS} points, no verdicts, no file without -o"
     )
@@ -126,6 +197,12 @@ def read_options(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--no-rivals", dest="rivals", action="store_false", help="time our side alone")
     parser.add_argument("-o", "--output", type=Path, help="file to write (default: artifacts/benchmarks/SUITE.jsonl)")
+    parser.add_argument(
+        "--profiles",
+        type=Path,
+        metavar="DIR",
+        help="where to write learned gate lookups (default: artifacts/profiles, none with --quick or -o)",
+    )
     options = parser.parse_args(arguments)
     cases = list(SUITES[options.suite])
     unknown = set(options.case) - {case.name for case in cases}
@@ -136,10 +213,15 @@ def read_options(arguments: list[str] | None) -> argparse.Namespace:
     if options.runs < 1 or (options.large_runs is not None and options.large_runs < LARGE_RUNS):
         parser.error(f"--runs must be at least 1 and --large-runs at least {LARGE_RUNS}")
     options.cases = [case for case in cases if not options.case or case.name in options.case]
+    if options.largest is not None:
+        options.cases = [case for case in options.cases if case.n <= options.largest]
+    if not options.cases:
+        parser.error(f"suite {options.suite} has no such case of at most {options.largest:,} points")
     if options.quick:
         options.cases = [replace(case, n=min(case.n, QUICK_POINTS)) for case in options.cases]
     elif options.output is None:
         options.output = ROOT / "artifacts" / "benchmarks" / f"{options.suite}.jsonl"
+        options.profiles = options.profiles or ROOT / "artifacts" / "profiles"
     return options
 
 
@@ -164,17 +246,37 @@ def run_case(case: Case, runs: int, with_rivals: bool, say: Callable[[str], None
         answer = {}
         taken_s, _ = take_time(lambda: ours(answer))  # noqa: B023
         result.ours_s.append(taken_s)
-        result.telemetry = answer.get("telemetry")
-        for name in ("extra_mb", "loaded_mb", "peak_mb"):
+        for name in MEMORY_NOTES:
             if name in answer:
                 result.notes.setdefault(name, []).append(round(answer[name], 1))
         for name, call in theirs.items():
             say(f"{case.name}: {name}, run {run} of {runs}")
             taken_s, found = take_time(call)
+            if isinstance(found, SelfTimed):
+                taken_s = found.seconds
+                for part, part_s in found.parts_s.items():
+                    result.notes.setdefault("parts_s", {}).setdefault(part, []).append(round(part_s, 6))
             result.theirs_s.setdefault(name, []).append(taken_s)
             if case.compare and run == runs:
-                result.notes["equal_rows"] = share_of_equal_rows(answer["neighbors"], found)
+                result.notes["equal_rows"] = share_of_equal_rows(answer["graph"].neighbors, found)
+    say(f"{case.name}: looking at the answer")
+    keep_answer(result, points, answer)
     return result
+
+
+def keep_answer(result: Result, points: NDArray[Any], answer: dict[str, Any]) -> None:
+    """Write down what the last run tells: telemetry, certificate, lookup, and the recall under the residual metric."""
+    graph: Graph | None = answer.get("graph")
+    if graph is None:
+        result.telemetry, result.certificate = answer.get("telemetry"), answer.get("certificate")
+        return
+    result.telemetry, result.certificate = graph.telemetry.to_json(), graph.certificate.to_json()
+    result.lookup = None if graph.lookup is None else graph.lookup.to_json()
+    if result.case.residual:
+        from truth import measure_recall
+
+        found = measure_recall(points, graph.spec, graph.order, graph.neighbors)
+        result.notes.update(recall=round(found.recall, 7), recall_missed=found.missed, recall_rows=found.rows)
 
 
 def take_time(call: Callable[[], Any]) -> tuple[float, Any]:
@@ -213,14 +315,24 @@ def share_of_equal_rows(ours: NDArray[Any], theirs: NDArray[Any]) -> float:
 
 
 def build(case: Case, points: NDArray[Any]) -> Callable[[dict[str, Any]], None]:
-    """Return the call that builds the case's graph and leaves telemetry (and neighbors to compare) in its argument."""
+    """Return the call that builds the case's graph and leaves it in its argument."""
     from pcct_core.graph import build_graph
 
     def call(answer: dict[str, Any]) -> None:
-        graph = build_graph(points, case.spec)
-        answer["telemetry"] = graph.telemetry.to_json()
-        if case.compare:
-            answer["neighbors"] = graph.neighbors
+        answer["graph"] = build_graph(points, case.spec)
+
+    return call
+
+
+def refresh(case: Case, points: NDArray[Any]) -> Callable[[dict[str, Any]], None]:
+    """Return the call that builds the case's graph with what the graph before it, built here, has learned."""
+    from pcct_core.graph import build_graph
+
+    assert case.before is not None  # every case with this work has one
+    before = build_graph(points, case.before)
+
+    def call(answer: dict[str, Any]) -> None:
+        answer["graph"] = build_graph(points, case.spec, lookup=before.lookup)
 
     return call
 
@@ -239,7 +351,7 @@ def find_order(case: Case, points: NDArray[Any]) -> Callable[[dict[str, Any]], N
 
 def ask_fresh(case: Case, points: NDArray[Any]) -> Callable[[dict[str, Any]], None]:
     """Return the call that runs the case in a process of its own."""
-    command = [sys.executable, str(FRESH), case.work, str(points.shape[0])]
+    command = [sys.executable, str(FRESH), case.work, case.name, str(points.shape[0])]
 
     def call(answer: dict[str, Any]) -> None:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -250,7 +362,14 @@ def ask_fresh(case: Case, points: NDArray[Any]) -> Callable[[dict[str, Any]], No
     return call
 
 
-OUR_WORK = {"graph": build, "growth": build, "maximin": find_order, "start": ask_fresh, "memory": ask_fresh}
+OUR_WORK = {
+    "graph": build,
+    "refresh": refresh,
+    "growth": build,
+    "maximin": find_order,
+    "start": ask_fresh,
+    "memory": ask_fresh,
+}
 
 
 def describe(result: Result) -> str:
@@ -260,6 +379,10 @@ def describe(result: Result) -> str:
     parts += [f"{name} left out" for name in result.missing]
     if "equal_rows" in result.notes:
         parts.append(f"{result.notes['equal_rows']:.4%} of rows equal")
+    if "recall" in result.notes:
+        parts.append(f"recall {result.notes['recall']:.5f} in {result.notes['recall_rows']} rows")
+        certified = (result.certificate or {}).get("recall_lower")
+        parts.append("exact" if certified is None else f"certified {certified:.5f}")
     return f"{result.case.name}: " + ", ".join(parts)
 
 
@@ -295,7 +418,7 @@ def to_json(result: Result, suite: str, judged: bool) -> dict[str, Any]:
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "suite": suite,
         "commit": read_commit(),
-        "machine": describe_machine(),
+        "machine": describe_machine() | {"dgemm_gflops": round(result.gflops, 1)},
         "versions": read_versions(),
         "case": {
             "name": case.name,
@@ -304,6 +427,7 @@ def to_json(result: Result, suite: str, judged: bool) -> dict[str, Any]:
             "metric": spec["metric"],
             "kind": spec["kind"],
             "order": spec.get("order"),
+            "accuracy": spec["accuracy"],
             "work": case.work,
         },
         "runs_s": rounded(result.ours_s),
@@ -318,6 +442,7 @@ def to_json(result: Result, suite: str, judged: bool) -> dict[str, Any]:
         "goal": case.goal,
         "verdict": result.verdict(judged),
         "notes": result.notes,
+        "certificate": result.certificate,
         "telemetry": result.telemetry,
     }
 
@@ -373,6 +498,15 @@ def write_line(path: Path, line: dict[str, Any]) -> None:
     temporary = path.with_name(path.name + ".part")
     temporary.write_text("".join(json.dumps(item) + "\n" for item in [*kept, line]))
     temporary.replace(path)
+
+
+def write_profile(directory: Path, line: dict[str, Any], lookup: dict[str, Any]) -> None:
+    """Write the gate's lookup that the case learned to a file of its own; artifacts/README.md describes it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    name = line["case"]["name"]
+    made_by = f'make bench ARGS="--suite {line["suite"]} --case {name}"'
+    profile = {"made_by": made_by, **{key: line[key] for key in ("at", "commit", "case")}, "lookup": lookup}
+    (directory / f"{name}.json").write_text(json.dumps(profile, indent=2) + "\n")
 
 
 if __name__ == "__main__":
