@@ -4,6 +4,9 @@
 
     with Client("http://127.0.0.1:8000") as client:
         graph = client.vecchia(X, k=30)
+        with client.track(X, k=30, lengthscale=0.3) as session:
+            for epoch in range(200):
+                graph = session.step(lengthscale=model.lengthscale)
 
 The map, each module using only those before it:
 
@@ -11,6 +14,8 @@ errors    every named error
 arrays    points as canonical `.npy` bytes, their id, and answers back into arrays
 graph     the answer
 calls     what is said to the service and in which order, shared by both clients; no I/O
+following what a session knows of its track, and the flows that keep it true; no I/O
+session   the two sessions: what runs those flows beside a training loop
 client    the two clients
 """
 
@@ -22,16 +27,21 @@ from pcct_client.errors import (
     ClientError,
     InvalidArray,
     InvalidRequest,
+    InvalidStep,
     NotFound,
     RequestRefused,
     ServerUnavailable,
+    SessionClosed,
     TooLarge,
     WaitTimeout,
 )
+from pcct_client.following import RefreshPolicy
 from pcct_client.graph import Graph
+from pcct_client.session import AsyncSession, Session
 
 __all__ = [
     "AsyncClient",
+    "AsyncSession",
     "BadAnswer",
     "BuildFailed",
     "Client",
@@ -39,9 +49,13 @@ __all__ = [
     "Graph",
     "InvalidArray",
     "InvalidRequest",
+    "InvalidStep",
     "NotFound",
+    "RefreshPolicy",
     "RequestRefused",
     "ServerUnavailable",
+    "Session",
+    "SessionClosed",
     "TooLarge",
     "WaitTimeout",
     "dataset_id",

@@ -1,6 +1,6 @@
 """What is said to the service, and in which order, without saying it: both clients send the same calls.
 
-A flow is a generator. It yields a `Call` and is sent the `Reply`, a `Compute` and is sent its value, or a `Pause`.
+A flow is a generator. It yields a `Call` and is sent the `Reply`, a `Compute` and is sent its value, a `Pause` or a `Rest`.
 Where a `ClientError` came instead, that is thrown in. It returns the result. `Client` drives it with blocking I/O,
 `AsyncClient` with asyncio. Nothing here does I/O.
 """
@@ -71,6 +71,7 @@ class Call:
     """One request.
 
     body: points to stream, or document: JSON to send, or neither. wants_array: a 200 answer is a `.npy` array.
+    etag: the answer that is known; 304 comes instead of the same one.
     wait_s: how long the service is asked to hold the answer back until there is news.
     subject, graph_id: what is late when the deadline passes, in words and by name.
     """
@@ -81,6 +82,7 @@ class Call:
     body: NpyBody | None = None
     document: Mapping[str, Any] | None = None
     wants_array: bool = False
+    etag: str | None = None
     wait_s: float = 0.0
     subject: str = "the answer"
     graph_id: str | None = None
@@ -97,6 +99,8 @@ class Call:
             headers["Accept"] = "application/x-npy, application/problem+json"
         if self.wait_s >= 1:
             headers["Prefer"] = f"wait={int(self.wait_s)}"
+        if self.etag is not None:
+            headers["If-None-Match"] = self.etag
         if self.body is not None:
             headers["Content-Type"] = "application/x-npy"
             headers["Content-Length"] = str(self.body.nbytes)
@@ -121,13 +125,22 @@ class Pause:
 
 
 @dataclass(frozen=True)
+class Rest:
+    """Sleep until the bell rings, a `threading.Event` or an `asyncio.Event`, or the seconds (None: no end) are over."""
+
+    bell: Any
+    seconds: float | None
+
+
+@dataclass(frozen=True)
 class Compute:
     """Work that may take long enough to hold up an event loop."""
 
     work: Callable[[], Any]
 
 
-Flow: TypeAlias = Generator[Call | Pause | Compute, Any, T]
+Step: TypeAlias = Call | Pause | Rest | Compute
+Flow: TypeAlias = Generator[Step, Any, T]
 
 
 @dataclass(frozen=True)
@@ -217,10 +230,21 @@ def _graph(data: Any, spec: Mapping[str, Any], deadline: Deadline, progress: Pro
     except (RequestRefused, ServerUnavailable) as error:
         raise _ArraysGone(error) from error
     downloaded = time.perf_counter()
-    telemetry = record.get("telemetry") or {}
     waited_s = ready - uploaded
     # A graph from the cache carries the record of a build that nobody waited for now.
-    build_s = min(waited_s, sum(telemetry.get("seconds", {}).values()))
+    build_s = min(waited_s, sum((record.get("telemetry") or {}).get("seconds", {}).values()))
+    seconds = {
+        "upload": uploaded - begun,
+        "queue": waited_s - build_s,
+        "build": build_s,
+        "download": downloaded - ready,
+    }
+    return _assembled(record, arrays, dataset, seconds)
+
+
+def _assembled(
+    record: dict[str, Any], arrays: dict[str, NDArray[Any]], dataset: str, timings: dict[str, float]
+) -> Graph:
     return Graph(
         neighbors=arrays["neighbors"],
         distances=arrays["distances"],
@@ -229,14 +253,17 @@ def _graph(data: Any, spec: Mapping[str, Any], deadline: Deadline, progress: Pro
         dataset=dataset,
         spec=record["spec"],
         certificate=record.get("certificate") or {},
-        telemetry=telemetry,
-        timings={
-            "upload": uploaded - begun,
-            "queue": waited_s - build_s,
-            "build": build_s,
-            "download": downloaded - ready,
-        },
+        telemetry=record.get("telemetry") or {},
+        timings=timings,
     )
+
+
+def fetch_graph(graph_id: str, dataset: str, deadline: Deadline) -> Flow[Graph]:
+    """Download a graph that was ready. Raises NotFound, or another refusal, when it has been lost since."""
+    begun = time.perf_counter()
+    record = _described(accepted((yield Call("GET", f"v1/graphs/{graph_id}", deadline, graph_id=graph_id))))
+    arrays = yield from _arrays(record, deadline)
+    return _assembled(record, arrays, dataset, {"download": time.perf_counter() - begun})
 
 
 def ready_record(
@@ -275,6 +302,48 @@ def _arrays(record: dict[str, Any], deadline: Deadline) -> Flow[dict[str, NDArra
             raise refused(reply)
         arrays[name] = reply.array
     return arrays
+
+
+def create_track(
+    dataset: str, spec: Mapping[str, Any], policy: Mapping[str, Any], deadline: Deadline, wait_s: float = 0.0
+) -> Flow[dict[str, Any]]:
+    """Have the service follow a spec, its first version scheduled; returns the track's description."""
+    document = {"dataset": dataset, "spec": spec, "policy": policy}
+    reply: Reply = yield Call("POST", "v1/tracks", deadline, document=document, wait_s=wait_s, subject="the track")
+    return _track_described(accepted(reply))
+
+
+def refresh_track(track_id: str, wish: Mapping[str, Any], deadline: Deadline) -> Flow[dict[str, Any]]:
+    """Tell a track the newest hyperparameters; returns {decision, reason, version, pending_version}."""
+    path = f"v1/tracks/{track_id}/refresh"
+    answer = accepted((yield Call("POST", path, deadline, document=wish, subject="the answer to a refresh")))
+    if not isinstance(answer.get("version"), int) or "decision" not in answer:
+        raise BadAnswer("the answer does not describe a refresh; is this the URL of a pcct service?")
+    return answer
+
+
+def read_track(
+    track_id: str, deadline: Deadline, etag: str | None = None, wait_s: float = 0.0
+) -> Flow[tuple[dict[str, Any] | None, str | None]]:
+    """Look at a track: (description, its ETag), or (None, etag) when it is still the one that etag names."""
+    path = f"v1/tracks/{track_id}"
+    reply: Reply = yield Call("GET", path, deadline, etag=etag, wait_s=wait_s, subject="the next version of the track")
+    if reply.status == 304:
+        return None, etag
+    return _track_described(accepted(reply)), reply.headers.get("etag")
+
+
+def delete_track(track_id: str, deadline: Deadline) -> Flow[None]:
+    """Have the service forget a track; one that is gone already is fine."""
+    reply: Reply = yield Call("DELETE", f"v1/tracks/{track_id}", deadline)
+    if reply.status not in (200, 204, 404):
+        raise refused(reply)
+
+
+def track_failed(track: Mapping[str, Any]) -> ClientError:
+    """Return the error of a track whose newest version could not be built."""
+    record = {"id": str(track.get("graph") or ""), "state": "failed", "error": track.get("error")}
+    return _build_failed(record, "the newest version of the track", "other hyperparameters are tried as usual")
 
 
 def spec_document(spec: Mapping[str, Any] | None, fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -318,7 +387,15 @@ def _described(record: dict[str, Any]) -> dict[str, Any]:
     return record
 
 
-def _build_failed(record: dict[str, Any]) -> Exception:
+def _track_described(track: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(track.get("id"), str) or not isinstance(track.get("version"), int):
+        raise BadAnswer("the answer does not describe a track; is this the URL of a pcct service?")
+    return track
+
+
+def _build_failed(
+    record: dict[str, Any], subject: str | None = None, then: str = "the same call starts it anew"
+) -> ClientError:
     error = record.get("error")
     problem = error if isinstance(error, dict) else {"detail": error}
     if str(problem.get("type")).rpartition("/")[2] in ("invalid-points", "invalid-spec", "not-positive-definite"):
@@ -326,7 +403,7 @@ def _build_failed(record: dict[str, Any]) -> Exception:
         return refusal(422, problem)
     reason = problem.get("detail") or problem.get("title") or "no reason given"
     ended = "failed" if record["state"] == "failed" else "was cancelled"
-    message = f"the build of graph {record['id'][:12]}… {ended}: {reason}; the same call starts it anew"
+    message = f"{subject or 'the build of graph ' + record['id'][:12] + '…'} {ended}: {reason}; {then}"
     return BuildFailed(message, record["id"], record["state"], problem)
 
 

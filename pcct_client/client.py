@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Iterator, Mapping
 from types import TracebackType
 from typing import Any, TypeVar
@@ -12,9 +15,23 @@ import httpx
 
 from pcct_client import calls
 from pcct_client.arrays import NpyBody
-from pcct_client.calls import DEFAULT_TIMEOUT_S, Call, Compute, Deadline, Flow, Intake, Pause, Progress, Reply
+from pcct_client.calls import (
+    DEFAULT_TIMEOUT_S,
+    Call,
+    Compute,
+    Deadline,
+    Flow,
+    Intake,
+    Pause,
+    Progress,
+    Reply,
+    Rest,
+    Step,
+)
 from pcct_client.errors import ClientError, ServerUnavailable
+from pcct_client.following import EventHandler, Following, RefreshPolicy, track_spec
 from pcct_client.graph import Graph
+from pcct_client.session import AsyncSession, Session
 
 T = TypeVar("T")
 
@@ -42,6 +59,7 @@ class Client:
     ) -> None:
         base = _base_url(url)
         self._http = httpx.Client(base_url=base, headers=headers, transport=transport, trust_env=_uses_proxies(base))
+        self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
 
     def upload(self, X: Any, *, timeout: float | None = DEFAULT_TIMEOUT_S) -> str:
         """Bring the points X to the service, unless it has them already; returns the dataset id.
@@ -94,8 +112,56 @@ class Client:
         fields = {"kind": "vecchia", "k": k, "order": order, "metric": metric, "seed": seed}
         return self.graph(data, fields, timeout=timeout, progress=progress)
 
+    def track(
+        self,
+        data: Any,
+        k: int = 30,
+        kernel: str = "matern52",
+        lengthscale: Any = None,
+        variance: Any = None,
+        inducing: Any = 512,
+        *,
+        order: str = "maximin",
+        kind: str = "vecchia",
+        seed: int = 0,
+        accuracy: Any = None,
+        metric: Any = None,
+        policy: RefreshPolicy | None = None,
+        events: EventHandler | None = None,
+        timeout: float | None = DEFAULT_TIMEOUT_S,
+        **fields: Any,
+    ) -> Session:
+        """Begin to follow a training loop: upload, build the first graph, wait for it; the rest happens in `Session.step`.
+
+        data:        points (n, d), uploaded if the service lacks them, or a dataset id. Points are kept and must not change:
+                     they are brought again if the service loses them.
+        kernel, inducing: the residual metric of a VIF model, with this many inducing points, or `inducing` as in a spec.
+        metric:      another metric instead, by name or as in a spec, such as "euclidean".
+        lengthscale, variance: to begin with; left out, the metric's own. Only these move later.
+        kind, k, order, seed, accuracy, fields: the rest of the spec.
+        policy:      when new hyperparameters cause a new graph.
+        events:      called with every event, besides `Session.events`: swaps in the loop's thread, all else in the background.
+        timeout:     seconds until the first graph must be here.
+        """
+        spec = track_spec(
+            kind,
+            k,
+            metric,
+            kernel,
+            inducing,
+            {"order": order, "seed": seed, "accuracy": accuracy, **fields},
+            lengthscale=lengthscale,
+            variance=variance,
+        )
+        following = Following(data, spec, policy or RefreshPolicy(), threading.Event, events)
+        session = Session(self._run, following, timeout)
+        self._sessions.add(session)
+        return session
+
     def close(self) -> None:
-        """Close the connections."""
+        """End the sessions that are open, and close the connections."""
+        for session in list(self._sessions):
+            session.close()
         self._http.close()
 
     def __enter__(self) -> Client:
@@ -120,7 +186,7 @@ class Client:
             result: T = stop.value
             return result
 
-    def _perform(self, step: Call | Compute | Pause) -> Any:
+    def _perform(self, step: Step) -> Any:
         match step:
             case Call():
                 return self._exchange(step)
@@ -128,6 +194,8 @@ class Client:
                 return work()
             case Pause(seconds):
                 return time.sleep(seconds)
+            case Rest(bell, seconds):
+                return bell.wait(seconds)
 
     def _exchange(self, call: Call) -> Reply:
         content = call.content() if call.body is None else _pieces(call, call.body)
@@ -161,6 +229,7 @@ class AsyncClient:
         self._http = httpx.AsyncClient(
             base_url=base, headers=headers, transport=transport, trust_env=_uses_proxies(base)
         )
+        self._sessions: set[AsyncSession] = set()
 
     async def upload(self, X: Any, *, timeout: float | None = DEFAULT_TIMEOUT_S) -> str:  # noqa: ASYNC109
         """Bring the points X to the service, unless it has them already; see `Client.upload`."""
@@ -205,8 +274,45 @@ class AsyncClient:
         fields = {"kind": "vecchia", "k": k, "order": order, "metric": metric, "seed": seed}
         return await self.graph(data, fields, timeout=timeout, progress=progress)
 
+    def track(
+        self,
+        data: Any,
+        k: int = 30,
+        kernel: str = "matern52",
+        lengthscale: Any = None,
+        variance: Any = None,
+        inducing: Any = 512,
+        *,
+        order: str = "maximin",
+        kind: str = "vecchia",
+        seed: int = 0,
+        accuracy: Any = None,
+        metric: Any = None,
+        policy: RefreshPolicy | None = None,
+        events: EventHandler | None = None,
+        timeout: float | None = DEFAULT_TIMEOUT_S,
+        **fields: Any,
+    ) -> AsyncSession:
+        """Begin to follow a training loop, with `async with` or `await`; arguments as in `Client.track`."""
+        spec = track_spec(
+            kind,
+            k,
+            metric,
+            kernel,
+            inducing,
+            {"order": order, "seed": seed, "accuracy": accuracy, **fields},
+            lengthscale=lengthscale,
+            variance=variance,
+        )
+        following = Following(data, spec, policy or RefreshPolicy(), asyncio.Event, events)
+        session = AsyncSession(self._run, following, timeout, lambda: self._sessions.discard(session))
+        self._sessions.add(session)
+        return session
+
     async def aclose(self) -> None:
-        """Close the connections."""
+        """End the sessions that are open, and close the connections."""
+        for session in list(self._sessions):
+            await session.aclose()
         await self._http.aclose()
 
     async def __aenter__(self) -> AsyncClient:
@@ -231,7 +337,7 @@ class AsyncClient:
             result: T = stop.value
             return result
 
-    async def _perform(self, step: Call | Compute | Pause) -> Any:
+    async def _perform(self, step: Step) -> Any:
         match step:
             case Call():
                 return await self._exchange(step)
@@ -239,6 +345,9 @@ class AsyncClient:
                 return await asyncio.to_thread(work)
             case Pause(seconds):
                 return await asyncio.sleep(seconds)
+            case Rest(bell, seconds):
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(bell.wait(), seconds)
 
     async def _exchange(self, call: Call) -> Reply:
         content = call.content() if call.body is None else _async_pieces(call, call.body)

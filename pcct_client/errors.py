@@ -2,6 +2,8 @@
 
 ClientError
 ├── InvalidArray (also a ValueError)      refused here, before anything was sent
+├── InvalidStep (also a ValueError)       a session was stepped with what no graph can have; nothing was sent
+├── SessionClosed                         a session was used after it had been closed
 ├── ServerUnavailable                     nobody answered at the URL, or the service cannot work now (502, 503, 504)
 ├── WaitTimeout (also a TimeoutError)     the answer did not come within `timeout`; a build goes on meanwhile
 ├── BuildFailed                           the service gave the build up; `state` is "failed" or "cancelled"
@@ -24,6 +26,14 @@ class ClientError(Exception):
 
 class InvalidArray(ClientError, ValueError):
     """The array cannot be sent as it is."""
+
+
+class InvalidStep(ClientError, ValueError):
+    """A hyperparameter that is no positive number, or an epoch that goes backwards."""
+
+
+class SessionClosed(ClientError):
+    """The session has ended; `Client.track` begins another."""
 
 
 class ServerUnavailable(ClientError):

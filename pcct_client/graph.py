@@ -25,6 +25,9 @@ class Graph:
     timings:     wall seconds of this call: "upload"; "build", waited while it ran; "queue", waited besides, for a
                  worker and for it to read the points and store the graph; "download". A graph that was there takes next
                  to none of "queue" and "build".
+    version:     graphs of a `Session` only: which version of its track this is; versions only go up.
+    changed:     true from the call of `Session.step` or `sync` that first returns this graph until the next one: time to
+                 recompute objective and gradient. The session sets it back.
     """
 
     neighbors: NDArray[np.int32]
@@ -36,6 +39,8 @@ class Graph:
     certificate: dict[str, Any]
     telemetry: dict[str, Any] = field(default_factory=dict)
     timings: dict[str, float] = field(default_factory=dict)
+    version: int | None = None
+    changed: bool = False
 
     def in_original_index(self) -> Graph:
         """Return the graph with rows and entries as dataset indices; a k-NN graph already is.
@@ -64,4 +69,5 @@ class Graph:
         """Return what it is and which one, without the numbers."""
         n, k = self.neighbors.shape
         metric = self.spec.get("metric", {}).get("type", "?")
-        return f"Graph({self.spec.get('kind', '?')}, n={n}, k={k}, {metric}, id={self.id[:12]}…)"
+        version = "" if self.version is None else f", version={self.version}"
+        return f"Graph({self.spec.get('kind', '?')}, n={n}, k={k}, {metric}, id={self.id[:12]}…{version})"

@@ -1,0 +1,250 @@
+"""`Session` and `AsyncSession`: a graph that follows the hyperparameters of a training loop, which never waits for it.
+
+Where the state is, and what is said to the service: `following`. Here is what runs it: two daemon threads, or two tasks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import os
+import threading
+import weakref
+from collections import deque
+from collections.abc import Awaitable, Callable, Generator
+from types import TracebackType
+from typing import Any, TypeAlias
+
+from pcct_client.calls import DEFAULT_TIMEOUT_S, Deadline, Flow
+from pcct_client.errors import ClientError
+from pcct_client.following import CLOSE_S, Following, unexpected
+from pcct_client.graph import Graph
+
+Run: TypeAlias = Callable[[Flow[Any]], Any]
+AsyncRun: TypeAlias = Callable[[Flow[Any]], Awaitable[Any]]
+
+_RESTART_S = 1.0
+
+
+class Session:
+    """A graph that follows a training loop; `Client.track` begins one.
+
+    Two daemon threads talk to the service; they end with `close`, with the client, with the interpreter, or when nobody
+    holds the session any more. Errors in them go to `last_error`, never to stderr. They do not survive a fork: in the child
+    `step` goes on returning the last graph, and the track stays the parent's.
+    """
+
+    def __init__(self, run: Run, following: Following, timeout: float | None) -> None:
+        self._run = run
+        self._following = following
+        self._process = os.getpid()
+        try:
+            run(following.open(Deadline(timeout)))
+        except BaseException:
+            with contextlib.suppress(ClientError):
+                run(following.forget())
+            raise
+        self._threads = [
+            threading.Thread(
+                target=_keep_running, args=(run, flow, following), name=f"pcct-{flow.__name__}", daemon=True
+            )
+            for flow in (following.send, following.fetch)
+        ]
+        for thread in self._threads:
+            thread.start()
+        # The threads hold the state, not the session, so that a session that was dropped ends.
+        weakref.finalize(self, following.leave).atexit = False
+        _open_sessions.add(self)
+
+    @property
+    def graph(self) -> Graph:
+        """The graph of the last step; before the first step, the one that it will return. Never swaps."""
+        return self._following.graph
+
+    @property
+    def version(self) -> int:
+        """The version of `graph`, counted from 1; it only goes up, and may skip numbers."""
+        return self.graph.version or 0
+
+    @property
+    def last_error(self) -> ClientError | None:
+        """What keeps newer graphs away at present: the service is gone, refuses, or cannot build. None: all is well."""
+        return self._following.last_error
+
+    @property
+    def events(self) -> deque[dict[str, Any]]:
+        """The latest events, oldest first: {"event": "neighbor_refresh.swap", "track", "time_s", "epoch", …}."""
+        return self._following.events
+
+    def step(
+        self, lengthscale: Any = None, variance: Any = None, *, epoch: int | None = None, force: bool = False
+    ) -> Graph:
+        """Leave the newest hyperparameters and return the newest finished graph, at once.
+
+        lengthscale, variance: numbers or arrays (NumPy, JAX, PyTorch); what is left out stays as it was.
+        epoch: one more than at the last step if left out; it cannot go backwards. force: have a graph built for exactly
+        these values whatever the policy says, unless it is there.
+        Returns the same object until a newer graph is swapped in; then `graph.changed` is true until the next step.
+        Never waits for the network or a build; trouble with either is in `last_error`. Raises InvalidStep for a value that
+        no graph can have, SessionClosed.
+        """
+        if os.getpid() == self._process:
+            self._following.leave_wish(lengthscale, variance, epoch, force)
+            return self._following.take()
+        return self._following.graph
+
+    def sync(self, timeout: float | None = DEFAULT_TIMEOUT_S) -> Graph:
+        """Wait for the graph that was built for exactly the hyperparameters of the last step, and return it.
+
+        What a convergence check needs. Raises WaitTimeout, what the service refused them with, or BuildFailed; the graph
+        of the last step stays then.
+        """
+        if os.getpid() != self._process:
+            raise ClientError("the session belongs to the process that began it; this is a fork: begin another here")
+        self._run(self._following.sync(Deadline(timeout)))
+        return self._following.take()
+
+    def close(self) -> None:
+        """End the session; the service forgets the track. Takes a few seconds at most, whatever the service does."""
+        if os.getpid() != self._process:
+            return
+        _open_sessions.discard(self)
+        self._following.leave()
+        deadline = Deadline(CLOSE_S)
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(deadline.left_s(CLOSE_S))
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class AsyncSession:
+    """`Session` for asyncio: `async with client.track(…) as session`, or `session = await client.track(…)`.
+
+    Two tasks talk to the service, whenever the loop is free: a long computation belongs into `asyncio.to_thread`.
+    """
+
+    def __init__(
+        self, run: AsyncRun, following: Following, timeout: float | None, on_close: Callable[[], None]
+    ) -> None:
+        self._run = run
+        self._following = following
+        self._timeout = timeout
+        self._on_close = on_close
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def graph(self) -> Graph:
+        """The graph of the last step; see `Session.graph`."""
+        return self._following.graph
+
+    @property
+    def version(self) -> int:
+        """The version of `graph`; see `Session.version`."""
+        return self.graph.version or 0
+
+    @property
+    def last_error(self) -> ClientError | None:
+        """What keeps newer graphs away at present; see `Session.last_error`."""
+        return self._following.last_error
+
+    @property
+    def events(self) -> deque[dict[str, Any]]:
+        """The latest events, oldest first; see `Session.events`."""
+        return self._following.events
+
+    async def step(
+        self, lengthscale: Any = None, variance: Any = None, *, epoch: int | None = None, force: bool = False
+    ) -> Graph:
+        """Leave the newest hyperparameters and return the newest finished graph; see `Session.step`.
+
+        Lets other tasks run once and waits for nothing.
+        """
+        self._following.leave_wish(lengthscale, variance, epoch, force)
+        await asyncio.sleep(0)
+        return self._following.take()
+
+    async def sync(self, timeout: float | None = DEFAULT_TIMEOUT_S) -> Graph:  # noqa: ASYNC109
+        """Wait for the graph of exactly the last step's hyperparameters; see `Session.sync`."""
+        await self._run(self._following.sync(Deadline(timeout)))
+        return self._following.take()
+
+    async def open(self) -> AsyncSession:
+        """Upload the points, create the track and get its first graph; `async with` and `await` do this."""
+        if self._tasks:
+            return self
+        try:
+            await self._run(self._following.open(Deadline(self._timeout)))
+        except BaseException:
+            with contextlib.suppress(ClientError):
+                await asyncio.shield(asyncio.ensure_future(self._run(self._following.forget())))
+            self._on_close()
+            raise
+        self._tasks = [
+            asyncio.create_task(_keep_running_async(self._run, flow, self._following), name=f"pcct-{flow.__name__}")
+            for flow in (self._following.send, self._following.fetch)
+        ]
+        return self
+
+    async def aclose(self) -> None:
+        """End the session; the service forgets the track. Takes a few seconds at most, whatever the service does."""
+        self._on_close()
+        self._following.leave()
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=CLOSE_S)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+
+    def __await__(self) -> Generator[Any, None, AsyncSession]:
+        return self.open().__await__()
+
+    async def __aenter__(self) -> AsyncSession:
+        return await self.open()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+def _keep_running(run: Run, flow: Callable[[], Flow[None]], following: Following) -> None:
+    while True:
+        try:
+            run(flow())
+            return
+        except Exception as error:
+            if following.closed:
+                return
+            following.note(flow.__name__, unexpected(error))
+        following.closing.wait(_RESTART_S)
+
+
+async def _keep_running_async(run: AsyncRun, flow: Callable[[], Flow[None]], following: Following) -> None:
+    while True:
+        try:
+            await run(flow())
+            return
+        except Exception as error:
+            if following.closed:
+                return
+            following.note(flow.__name__, unexpected(error))
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(following.closing.wait(), _RESTART_S)
+
+
+_open_sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_sessions() -> None:
+    """Tell the service about sessions that are still open when the interpreter ends."""
+    for session in list(_open_sessions):
+        session.close()
