@@ -343,7 +343,7 @@ def delete_track(track_id: str, deadline: Deadline) -> Flow[None]:
 def track_failed(track: Mapping[str, Any]) -> ClientError:
     """Return the error of a track whose newest version could not be built."""
     record = {"id": str(track.get("graph") or ""), "state": "failed", "error": track.get("error")}
-    return _build_failed(record, "the newest version of the track", "other hyperparameters are tried as usual")
+    return _build_failed(record, "the newest version of the track")
 
 
 def spec_document(spec: Mapping[str, Any] | None, fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -393,9 +393,7 @@ def _track_described(track: dict[str, Any]) -> dict[str, Any]:
     return track
 
 
-def _build_failed(
-    record: dict[str, Any], subject: str | None = None, then: str = "the same call starts it anew"
-) -> ClientError:
+def _build_failed(record: dict[str, Any], subject: str | None = None) -> ClientError:
     error = record.get("error")
     problem = error if isinstance(error, dict) else {"detail": error}
     if str(problem.get("type")).rpartition("/")[2] in ("invalid-points", "invalid-spec", "not-positive-definite"):
@@ -403,7 +401,9 @@ def _build_failed(
         return refusal(422, problem)
     reason = problem.get("detail") or problem.get("title") or "no reason given"
     ended = "failed" if record["state"] == "failed" else "was cancelled"
-    message = f"{subject or 'the build of graph ' + record['id'][:12] + '…'} {ended}: {reason}; {then}"
+    if subject is None:
+        subject, reason = f"the build of graph {record['id'][:12]}…", f"{reason}; the same call starts it anew"
+    message = f"{subject} {ended}: {reason}"
     return BuildFailed(message, record["id"], record["state"], problem)
 
 

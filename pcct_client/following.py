@@ -59,7 +59,7 @@ class RefreshPolicy:
 
 @dataclass(frozen=True)
 class Wish:
-    """What the loop wants neighbors for. number: grows with every wish. metric: all hyperparameters known so far."""
+    """What the loop wants neighbors for. number: grows with every wish. metric: all hyperparameters given so far."""
 
     number: int = 0
     epoch: int = 0
@@ -106,9 +106,11 @@ class Following:
         # Written by the loop.
         metric = self._spec.get("metric", {})
         self._wish = Wish(metric={name: metric[name] for name in ("lengthscale", "variance") if name in metric})
+        self._basis = self._wish.metric
         self._graph: Graph | None = None
         # Written by `send`.
         self._sent = self._wish
+        self._accepted = self._wish.metric
         self._sent_at = 0.0
         self._outcome = Outcome(0)
         self._awaited = 0
@@ -159,7 +161,8 @@ class Following:
             if epoch < last.epoch:
                 raise InvalidStep(f"epoch {epoch} is before {last.epoch}, which has been; epochs only go up")
             force = force or (last.force and last.number > self._sent.number)
-            wish = self._wish = Wish(last.number + 1, epoch, {**last.metric, **given}, force)
+            self._basis = {**self._basis, **given}
+            wish = self._wish = Wish(last.number + 1, epoch, self._basis, force)
             news = force or wish.metric != self._sent.metric
         if news and not self._wishes.is_set():
             self._wishes.set()
@@ -340,6 +343,7 @@ class Following:
         with self._lock:
             version += self._base
             self._sent, self._sent_at = wish, time.monotonic()
+            self._accepted = wish.metric
             self._outcome = Outcome(wish.number, version)
             self._awaited = max(self._awaited, version)
             self._epochs.setdefault(version, wish.epoch)
@@ -356,6 +360,9 @@ class Following:
                 self._outcome = Outcome(wish.number, error=error)
                 if self._track is not None:
                     self._sent, self._sent_at = wish, time.monotonic()
+                if self._wish.number == wish.number:
+                    # A value that was refused does not stay in force for steps that leave it out.
+                    self._basis = self._accepted
         self.note("send", error)
 
     def _look(self) -> Flow[None]:

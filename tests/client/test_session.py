@@ -451,6 +451,17 @@ def test_a_refused_wish_shows_in_last_error_and_in_sync(service, track):
     assert session.last_error is None
 
 
+def test_a_refused_value_does_not_stay_in_force(service, track):
+    session = track(POINTS, k=2, lengthscale=0.3)
+    service.refuse = "not-a-hyperparameter"
+    session.step(variance=2.0)
+    until(lambda: session.last_error)
+    service.refuse = None
+    session.step(lengthscale=0.4)
+    session.sync()
+    assert service.refreshes[-1]["metric"] == {"lengthscale": 0.4}
+
+
 def test_a_failed_build_keeps_the_last_graph_and_the_next_goes_on(service, track):
     session = track(POINTS, k=2, lengthscale=0.3)
     graph = session.step(lengthscale=0.3)
