@@ -2,8 +2,11 @@
 
 settings   every option of the store, the queue and the worker, from PCCT_... environment variables
 store      datasets, graphs, arrays and heartbeats in Redis or Valkey; all keys, chunks and checksums
-tasks      the job queue: one graph asked for is at most one job
-run        one job: read the points, build, publish
+tracks     versions that training loops follow: what a refresh decides, how a version is swapped
+metrics    what is counted about refreshes, for /metrics
+tasks      the job queues: one graph asked for is at most one job, and so is one track
+run        one build: read the points, build, publish
+follow     one track's job: build its newest version until nothing newer is wanted
 main       the worker process: warm up, take jobs, stop cleanly
 logs       how every process of ours logs
 """

@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import NoReturn
 
 import numpy as np
@@ -17,11 +18,13 @@ import structlog
 from redis.exceptions import RedisError
 
 from pcct_core.spec import Cosine, Euclidean, GraphSpec, Haversine, Inducing, Matern52, Order, Residual
+from worker.follow import Follower
 from worker.logs import configure_logs
 from worker.run import Build, Runner
 from worker.settings import WorkerSettings
 from worker.store import Store, WorkerInfo
-from worker.tasks import Queue
+from worker.tasks import Job, Queue
+from worker.tracks import Tracks
 
 _BEATS_TO_LIVE = 5  # a worker counts as gone after missing this many heartbeats
 
@@ -64,14 +67,16 @@ def load_warm_build() -> Build:
 async def _work(settings: WorkerSettings, load_build: Callable[[], Build]) -> int:
     name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
     store, queue = Store.from_settings(settings), Queue.from_settings(settings)
+    refreshes = Queue.refresh_from_settings(settings)
     stopping, leaving = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    runner: Runner | None = None
+    runners: list[Runner] = []
 
     def info() -> WorkerInfo:
-        return WorkerInfo(name, os.getpid(), warm=runner is not None, graph=runner.graph if runner else None)
+        graph = next((runner.graph for runner in runners if runner.graph is not None), None)
+        return WorkerInfo(name, os.getpid(), warm=bool(runners), graph=graph)
 
     beats = asyncio.create_task(_beat(store, info, settings.heartbeat_s, leaving), name="pcct heartbeat")
     status = 0
@@ -79,11 +84,18 @@ async def _work(settings: WorkerSettings, load_build: Callable[[], Build]) -> in
         started = time.perf_counter()
         build = await _loaded(load_build, stopping)
         if build is not None:
-            runner = Runner(store, queue, settings, build, stopping)
+            threads = settings.refresh_threads or max(1, len(os.sched_getaffinity(0)) - 1)
+            runner = Runner(store, queue, settings, build, stopping, settings.threads)
+            refresher = Runner(store, None, settings, build, stopping, threads)
+            follower = Follower(store, Tracks(store, refreshes, queue), refresher, settings.refresh_timeout_s, stopping)
+            runners += [runner, refresher]
             with suppress(RedisError):
                 await store.beat(info(), settings.heartbeat_s * _BEATS_TO_LIVE)
             _log.info("worker ready", worker=name, warm_up_s=round(time.perf_counter() - started, 2))
-            await queue.work(runner.run_job, name=name, redelivery_s=settings.redelivery_s, stopping=stopping)
+            take = partial(_take_jobs, name=name, redelivery_s=settings.redelivery_s, stopping=stopping)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(take(queue, runner.run_job))
+                group.create_task(take(refreshes, follower.run_job))
     except Exception as error:
         _log.error("worker failed", exc_info=error)
         status = 1
@@ -94,9 +106,18 @@ async def _work(settings: WorkerSettings, load_build: Callable[[], Build]) -> in
         with suppress(RedisError):
             await store.leave(name)
             await queue.aclose()
+            await refreshes.aclose()
             await store.aclose()
     _log.info("worker stopped", worker=name)
     return status
+
+
+async def _take_jobs(queue: Queue, job: Job, *, name: str, redelivery_s: float, stopping: asyncio.Event) -> None:
+    """Take jobs of one queue until told to stop; a queue that fails stops the others too."""
+    try:
+        await queue.work(job, name=name, redelivery_s=redelivery_s, stopping=stopping)
+    finally:
+        stopping.set()
 
 
 async def _loaded(load_build: Callable[[], Build], stopping: asyncio.Event) -> Build | None:

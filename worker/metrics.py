@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, cast
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-KEY = "pcct:metrics"
+from worker.store import Keys
 
 
 class Counter(NamedTuple):
@@ -88,16 +88,16 @@ async def observe(redis: Redis, values: Mapping[Histogram, float], counts: tuple
     with suppress(RedisError):
         async with redis.pipeline(transaction=False) as pipe:
             for histogram, value in values.items():
-                pipe.hincrby(KEY, histogram.field(value), 1)
-                pipe.hincrbyfloat(KEY, histogram.sum_field, value)
+                pipe.hincrby(Keys.metrics, histogram.field(value), 1)
+                pipe.hincrbyfloat(Keys.metrics, histogram.sum_field, value)
             for field in counts:
-                pipe.hincrby(KEY, field, 1)
+                pipe.hincrby(Keys.metrics, field, 1)
             await pipe.execute()
 
 
 async def read_samples(redis: Redis) -> Samples:
     """Return all that was counted, in one round trip."""
-    raw = await cast(Any, redis.hgetall(KEY))
+    raw = await cast(Any, redis.hgetall(Keys.metrics))
     return parse_samples({name.decode(): float(value) for name, value in raw.items()})
 
 

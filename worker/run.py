@@ -1,4 +1,4 @@
-"""One job, from queue to store: read the points, build the graph in a thread, publish it.
+"""One build, from queue to store: read the points, build the graph in a thread, publish it.
 
 A job ends in exactly one of five ways: published; failed, with an error a user can read; not wanted any more
 (cancelled, deleted, or overtaken by another attempt); handed back because this worker stops; or, should the worker die,
@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 import structlog
 from redis.exceptions import ConnectionError as StoreConnectionError
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pcct_core.parallel import CancelToken, Progress
 
 T = TypeVar("T")
+Notice: TypeAlias = Callable[[Mapping[str, Any]], Awaitable[None]]
 
 _AWAY = (StoreConnectionError, StoreTimeoutError)
 _LOOK_S = 0.1  # how often a running job reports, and learns that it should stop
@@ -61,35 +62,44 @@ class Build(Protocol):
 class Runner:
     """Runs jobs of one worker process, one at a time.
 
-    stopping: set when the worker should stop; a running job is then handed back. graph: id being built, or None.
+    stopping: set when the worker should stop; a running job is then handed back. threads: of one build, None for all.
+    queue: where a job is handed back to; None where whoever runs the attempt sees to that. graph: id being built, or None.
     """
 
     store: Store
-    queue: Queue
+    queue: Queue | None
     settings: WorkerSettings
     build: Build
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    threads: int | None = None
     graph: str | None = None
 
     async def run_job(self, graph_id: str, request: str) -> None:
         """Do the job of one request; raises CancelledError only when the worker stops while the store is away."""
         attempt = secrets.token_hex(8)
-        log = _log.bind(graph=graph_id[:12])
         wanted = await self._patiently(
             lambda: self.store.mark_running(
                 graph_id,
                 request,
                 attempt,
                 max_attempts=self.settings.max_attempts,
-                exhausted=_exhausted(self.settings.max_attempts),
+                exhausted=exhausted(self.settings.max_attempts),
             )
         )
-        if not wanted:
-            log.info("job skipped: not wanted any more")
-            return
+        if wanted:
+            await self.run_attempt(graph_id, attempt)
+        else:
+            _log.info("job skipped: not wanted any more", graph=graph_id[:12])
+
+    async def run_attempt(self, graph_id: str, attempt: str, notice: Notice | None = None) -> None:
+        """Bring an attempt that the store has started to one of its ends; raises as `run_job`.
+
+        notice: awaited with {"phase", "done", "total", "eta_s"} whenever that changes.
+        """
+        log = _log.bind(graph=graph_id[:12])
         self.graph = graph_id
         try:
-            await self._attempt(graph_id, attempt, log)
+            await self._attempt(graph_id, attempt, notice, log)
         except Exception as error:
             # Whatever went wrong, the graph must not stay "running".
             problem = describe_error(error)
@@ -101,7 +111,9 @@ class Runner:
         finally:
             self.graph = None
 
-    async def _attempt(self, graph_id: str, attempt: str, log: structlog.stdlib.BoundLogger) -> None:
+    async def _attempt(
+        self, graph_id: str, attempt: str, notice: Notice | None, log: structlog.stdlib.BoundLogger
+    ) -> None:
         record = await self._patiently(lambda: self.store.graph(graph_id))
         if record is None:
             return
@@ -109,8 +121,8 @@ class Runner:
         log.info("job started", dataset=record.dataset[:12], spec=record.spec, attempt=record.attempts)
         points = await self._patiently(lambda: self.store.load_points(record.dataset))
         spec = await self._with_arrays(GraphSpec.from_json(record.spec))
-        build = _BuildThread(self.build, points, spec, self.settings.threads)
-        if not await self._follow(build, graph_id, attempt):
+        build = _BuildThread(self.build, points, spec, self.threads)
+        if not await self._watch(build, graph_id, attempt, notice):
             log.info("job stopped: not wanted any more")
             return
         if self.stopping.is_set() and not build.finished.done():
@@ -135,7 +147,7 @@ class Runner:
             arrays[dataset] = await self._patiently(partial(self.store.load_points, dataset))
         return spec.with_arrays(arrays)
 
-    async def _follow(self, build: _BuildThread, graph_id: str, attempt: str) -> bool:
+    async def _watch(self, build: _BuildThread, graph_id: str, attempt: str, notice: Notice | None) -> bool:
         """Report progress until the build has finished; False when its result is not wanted any more.
 
         When the worker stops, the build is given a grace to notice and is then left behind.
@@ -156,27 +168,34 @@ class Runner:
                     build.cancel.set()
                     await asyncio.wait({build.finished})
                     return False
+                if notice is not None and progress is not None and progress != reported:
+                    await notice(progress)
                 reported = progress
         return True
 
     async def _hand_back(self, record: GraphRecord, attempt: str, log: structlog.stdlib.BoundLogger) -> None:
         """Queue the job again at once; a worker that dies in between leaves it to the queue's redelivery."""
         if await self._patiently(lambda: self.store.hand_back(record.id, attempt)):
-            await self._patiently(lambda: self.queue.submit(record, again=attempt))
+            if self.queue is not None:
+                await self._patiently(partial(self.queue.submit, record, again=attempt))
             log.info("job handed back: this worker stops")
 
     async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Await call(), again and again while the store is away.
+        return await patiently(call, self.stopping)
 
-        A stopping worker does not wait: CancelledError leaves the job with the queue, which redelivers it.
-        """
-        while True:
-            try:
-                return await call()
-            except _AWAY as error:
-                if self.stopping.is_set():
-                    raise asyncio.CancelledError from error
-                await asyncio.sleep(_AWAY_PAUSE_S)
+
+async def patiently(call: Callable[[], Awaitable[T]], stopping: asyncio.Event) -> T:
+    """Await call(), again and again while the store is away.
+
+    A stopping worker does not wait: CancelledError leaves the job with the queue, which redelivers it.
+    """
+    while True:
+        try:
+            return await call()
+        except _AWAY as error:
+            if stopping.is_set():
+                raise asyncio.CancelledError from error
+            await asyncio.sleep(_AWAY_PAUSE_S)
 
 
 class _BuildThread:
@@ -257,7 +276,8 @@ def describe_error(error: BaseException) -> dict[str, Any]:
     return {"type": "internal-error", "title": "The build failed", "detail": detail}
 
 
-def _exhausted(attempts: int) -> dict[str, Any]:
+def exhausted(attempts: int) -> dict[str, Any]:
+    """Return the error of a graph whose builds have ended their workers too often."""
     detail = (
         f"the worker died {attempts} times while building this graph, most likely out of memory; "
         "use fewer points or a smaller k, or give the worker more memory, then ask again"

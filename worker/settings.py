@@ -38,7 +38,8 @@ class SharedSettings(BaseSettings):
         le=256 << 20,
         description="Largest stored piece of an array, bytes. Default: 4 MiB.",
     )
-    queue: str = Field(default="interactive", pattern="^[a-z0-9-]+$", description="Name of the job queue.")
+    queue: str = Field(default="interactive", pattern="^[a-z0-9-]+$", description="Name of the queue of graphs.")
+    refresh_queue: str = Field(default="refresh", pattern="^[a-z0-9-]+$", description="Name of the queue of tracks.")
     store_timeout_s: float = Field(
         default=5.0, gt=0, description="Longest wait for one answer of the store, seconds. Default: 5."
     )
@@ -80,6 +81,16 @@ class WorkerSettings(SharedSettings):
         default=3, ge=1, description="Times a job may end its worker before it counts as failed. Default: 3."
     )
     threads: int | None = Field(default=None, ge=1, description="Threads of one build. Default: one per core.")
+    refresh_threads: int | None = Field(
+        default=None,
+        ge=1,
+        description="Threads of a build for a track. Default: one per core but one, which is left to the objective.",
+    )
+    refresh_timeout_s: float = Field(
+        default=600.0,
+        gt=0,
+        description="Longest build of a track's version before it is given up, seconds. Default: 600.",
+    )
     shutdown_grace_s: float = Field(
         default=3.0, ge=0, description="How long a stopping worker waits for its build to notice, seconds. Default: 3."
     )

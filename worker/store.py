@@ -1,4 +1,4 @@
-"""Everything that lives in Redis or Valkey: datasets, graphs, their arrays, and who is working.
+"""What lives in Redis or Valkey: datasets, graphs, their arrays, and who is working; tracks are kept by `tracks`.
 
 All keys are made by `Keys`. An array lives in one hash whose fields are its row chunks, each behind a CRC-32, so it is
 renamed, evicted and deleted as a whole. Every change of a graph's state is one Lua script, so readers and racing
@@ -14,10 +14,10 @@ import secrets
 import time
 import zlib
 from collections.abc import AsyncIterator, Mapping
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Literal, Self, TypeAlias, cast
+from typing import Any, Literal, NamedTuple, Self, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,7 @@ from pcct_core.spec import GraphSpec
 from worker.settings import SharedSettings
 
 State: TypeAlias = Literal["queued", "running", "ready", "failed", "cancelled"]
+Standing: TypeAlias = Literal["started", "elsewhere", "ended", "unwanted"]
 TERMINAL: frozenset[State] = frozenset({"ready", "failed", "cancelled"})
 ARRAY_NAMES = ("neighbors", "distances", "order")
 
@@ -127,10 +128,22 @@ class WorkerInfo:
     graph: str | None
 
 
+class Claim(NamedTuple):
+    """What came of claiming a graph for a track.
+
+    standing: "started" (build it as `attempt`), "elsewhere" (somebody else builds it: wait), "ended" (nothing to build: it
+    is ready, or has failed for good), or "unwanted" (the track is gone, or driven by another delivery of its job).
+    """
+
+    standing: Standing
+    attempt: str
+
+
 class Keys:
     """Every key and channel, made in one place."""
 
-    graph_events = "pcct:graph-events"
+    changes = "pcct:changes"
+    metrics = "pcct:metrics"
     workers = "pcct:workers"
 
     @staticmethod
@@ -154,6 +167,16 @@ class Keys:
         return f"pcct:graph:{id}:arrays"
 
     @staticmethod
+    def track(id: str) -> str:
+        """Hash: the record of a track."""
+        return f"pcct:track:{id}"
+
+    @staticmethod
+    def track_events(id: str) -> str:
+        """Stream: the latest events of a track."""
+        return f"pcct:track:{id}:events"
+
+    @staticmethod
     def staging(token: str) -> str:
         """Hash: chunks on their way in; expires by itself."""
         return f"pcct:staging:{token}"
@@ -167,6 +190,13 @@ class Keys:
 def graph_id(dataset_id: str, spec: GraphSpec) -> str:
     """Return the id of the graph for (dataset, spec): SHA-256 hex of both."""
     return hashlib.sha256(dataset_id.encode() + b"\n" + spec.canonical()).hexdigest()
+
+
+async def wait_for_change(changed: asyncio.Event, left_s: float) -> None:
+    """Return when the event of `Store.listen` is set, after left_s seconds, or when it is time to look anyway."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(min(left_s, _RECHECK_S)):
+            await changed.wait()
 
 
 def open_redis(settings: SharedSettings) -> Redis:
@@ -211,11 +241,12 @@ local state = redis.call('HGET', KEYS[1], 'state')
 if state == 'ready' and redis.call('HLEN', KEYS[2]) == tonumber(redis.call('HGET', KEYS[1], 'chunks')) then
     return 0
 end
-if state == 'running' and now - tonumber(redis.call('HGET', KEYS[1], 'updated_s')) < tonumber(ARGV[5]) then
-    return 0
-end
-if state == 'queued' then
-    return 1
+local running = state == 'running' and now - tonumber(redis.call('HGET', KEYS[1], 'updated_s')) < tonumber(ARGV[5])
+if running or state == 'queued' then
+    if redis.call('HEXISTS', KEYS[1], 'track') == 1 then
+        redis.call('HSET', KEYS[1], 'shared', 1)
+    end
+    return running and 0 or 1
 end
 if redis.call('EXISTS', KEYS[3]) == 0 then
     return -1
@@ -237,7 +268,7 @@ local state = redis.call('HGET', KEYS[1], 'state')
 if (state ~= 'queued' and state ~= 'running') or redis.call('HGET', KEYS[1], 'request') ~= ARGV[2] then
     return 0
 end
-redis.call('HDEL', KEYS[1], 'progress')
+redis.call('HDEL', KEYS[1], 'progress', 'track', 'shared')
 if tonumber(redis.call('HGET', KEYS[1], 'attempts')) >= tonumber(ARGV[4]) then
     redis.call('HDEL', KEYS[1], 'attempt')
     redis.call('HSET', KEYS[1], 'state', 'failed', 'error', ARGV[5], 'updated_s', now)
@@ -248,6 +279,69 @@ redis.call('HINCRBY', KEYS[1], 'attempts', 1)
 redis.call('HSET', KEYS[1], 'state', 'running', 'attempt', ARGV[3], 'updated_s', now)
 redis.call('PUBLISH', ARGV[6], ARGV[1])
 return 1
+"""
+
+# Asks for a graph and starts an attempt at once, for a track's job, which builds without queueing. Its new request token
+# turns away a job that is queued for the same graph; what such a job would have served counts as shared.
+# KEYS: graph, arrays, dataset description, track. ARGV: graph id, dataset id, spec, request, attempt, stale seconds, track,
+# delivery, most attempts, error when there were more, channel.
+# → 1 started, 2 somebody else builds it, 0 it has ended (ready, or failed for good), -1 no such dataset, -2 the track is
+# gone or driven by another delivery. A running attempt of the same track is one of an earlier delivery: it no longer counts.
+_CLAIM = """
+if redis.call('HGET', KEYS[4], 'delivery') ~= ARGV[8] then
+    return -2
+end
+local now = redis.call('TIME')
+now = tonumber(now[1]) + tonumber(now[2]) / 1e6
+local state = redis.call('HGET', KEYS[1], 'state')
+if state == 'ready' and redis.call('HLEN', KEYS[2]) == tonumber(redis.call('HGET', KEYS[1], 'chunks')) then
+    return 0
+end
+if state == 'running' or state == 'queued' then
+    local ours = redis.call('HGET', KEYS[1], 'track') == ARGV[7]
+    local age = now - tonumber(redis.call('HGET', KEYS[1], 'updated_s'))
+    if not ours then
+        redis.call('HSET', KEYS[1], 'shared', 1)
+        if state == 'running' and age < tonumber(ARGV[6]) then
+            return 2
+        end
+    end
+    redis.call('HDEL', KEYS[1], 'progress', 'attempt')
+    if tonumber(redis.call('HGET', KEYS[1], 'attempts')) >= tonumber(ARGV[9]) then
+        redis.call('HSET', KEYS[1], 'state', 'failed', 'error', ARGV[10], 'updated_s', string.format('%.6f', now))
+        redis.call('PUBLISH', ARGV[11], ARGV[1])
+        return 0
+    end
+else
+    if redis.call('EXISTS', KEYS[3]) == 0 then
+        return -1
+    end
+    redis.call('UNLINK', KEYS[2])
+    redis.call('DEL', KEYS[1])
+    redis.call('HSET', KEYS[1], 'dataset', ARGV[2], 'spec', ARGV[3], 'attempts', 0,
+        'created_s', string.format('%.6f', now))
+end
+redis.call('HINCRBY', KEYS[1], 'attempts', 1)
+redis.call('HSET', KEYS[1], 'state', 'running', 'request', ARGV[4], 'attempt', ARGV[5], 'track', ARGV[7],
+    'updated_s', string.format('%.6f', now))
+redis.call('PUBLISH', ARGV[11], ARGV[1])
+return 1
+"""
+
+# Ends what a track has started and no longer wants. KEYS: graph. ARGV: graph id, track, channel.
+# → 0 not its own, 1 cancelled, 2 queued, because others have asked for it too: a job must be queued.
+_DROP = """
+local state = redis.call('HGET', KEYS[1], 'state')
+if (state ~= 'queued' and state ~= 'running') or redis.call('HGET', KEYS[1], 'track') ~= ARGV[2] then
+    return 0
+end
+local now = redis.call('TIME')
+local shared = redis.call('HEXISTS', KEYS[1], 'shared') == 1
+redis.call('HDEL', KEYS[1], 'attempt', 'progress', 'track', 'shared')
+redis.call('HSET', KEYS[1], 'state', shared and 'queued' or 'cancelled', 'updated_s',
+    string.format('%.6f', tonumber(now[1]) + tonumber(now[2]) / 1e6))
+redis.call('PUBLISH', ARGV[3], ARGV[1])
+return shared and 2 or 1
 """
 
 # KEYS: graph. ARGV: attempt, progress. → 1, or 0 when this attempt is not the one that counts any more.
@@ -276,7 +370,7 @@ local now = redis.call('TIME')
 redis.call('UNLINK', KEYS[2])
 redis.call('RENAME', KEYS[3], KEYS[2])
 redis.call('PERSIST', KEYS[2])
-redis.call('HDEL', KEYS[1], 'attempt', 'progress', 'error')
+redis.call('HDEL', KEYS[1], 'attempt', 'progress', 'error', 'track', 'shared')
 redis.call('HSET', KEYS[1], 'state', 'ready', 'updated_s',
     string.format('%.6f', tonumber(now[1]) + tonumber(now[2]) / 1e6), unpack(ARGV, 4))
 redis.call('PUBLISH', ARGV[3], ARGV[1])
@@ -332,6 +426,8 @@ _SCRIPTS = {
     "commit": _COMMIT,
     "request": _REQUEST,
     "start": _START,
+    "claim": _CLAIM,
+    "drop": _DROP,
     "progress": _PROGRESS,
     "publish": _PUBLISH,
     "end": _END,
@@ -365,6 +461,15 @@ class Store:
             staging_ttl_s=settings.staging_ttl_s,
             stale_run_s=settings.stale_run_s,
         )
+
+    @property
+    def redis(self) -> Redis:
+        """The store's client, for what else is kept there."""
+        return self._redis
+
+    def listen(self, id: str) -> AbstractAsyncContextManager[asyncio.Event]:
+        """Return a context whose event is set whenever the graph or track changes, or a change may have been missed."""
+        return self._watch.listen(id)
 
     async def aclose(self) -> None:
         """Stop listening and close the connections."""
@@ -441,7 +546,7 @@ class Store:
         answer = await self._run(
             "request",
             [Keys.graph(id), Keys.arrays(id), Keys.dataset(dataset_id)],
-            [id, dataset_id, spec.canonical(), secrets.token_hex(8), self._stale_run_s, Keys.graph_events],
+            [id, dataset_id, spec.canonical(), secrets.token_hex(8), self._stale_run_s, Keys.changes],
         )
         if answer < 0:
             raise UnknownDataset(dataset_id)
@@ -463,9 +568,7 @@ class Store:
                 left = deadline - time.monotonic()
                 if record is None or record.state in TERMINAL or left <= 0:
                     return record
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(min(left, _RECHECK_S)):
-                        await changed.wait()
+                await wait_for_change(changed, left)
 
     async def mark_running(
         self, id: str, request: str, attempt: str, *, max_attempts: int, exhausted: Mapping[str, Any]
@@ -478,9 +581,46 @@ class Store:
         answer = await self._run(
             "start",
             [Keys.graph(id)],
-            [id, request, attempt, max_attempts, _dump(exhausted), Keys.graph_events],
+            [id, request, attempt, max_attempts, _dump(exhausted), Keys.changes],
         )
         return answer == 1
+
+    async def claim_graph(
+        self,
+        dataset_id: str,
+        spec: GraphSpec,
+        track: str,
+        delivery: str,
+        *,
+        max_attempts: int,
+        exhausted: Mapping[str, Any],
+    ) -> Claim:
+        """Ask for the graph of (dataset, spec) and start building it at once, for a track's job; see `Claim`.
+
+        delivery: the one that drives the track. A build that an earlier one left running is taken over.
+        Raises UnknownDataset.
+        """
+        id, attempt = graph_id(dataset_id, spec), secrets.token_hex(8)
+        answer = await self._run(
+            "claim",
+            [Keys.graph(id), Keys.arrays(id), Keys.dataset(dataset_id), Keys.track(track)],
+            [
+                *(id, dataset_id, spec.canonical(), secrets.token_hex(8), attempt, self._stale_run_s, track),
+                *(delivery, max_attempts, _dump(exhausted), Keys.changes),
+            ],
+        )
+        if answer == -1:
+            raise UnknownDataset(dataset_id)
+        standing: dict[int, Standing] = {1: "started", 2: "elsewhere", 0: "ended", -2: "unwanted"}
+        return Claim(standing[answer], attempt)
+
+    async def drop_graph(self, id: str, track: str) -> GraphRecord | None:
+        """End the build that a track has started, if it runs or waits; it is cancelled unless others asked for it too.
+
+        Returns the record to `Queue.submit` for those others, None when there are none.
+        """
+        answer = await self._run("drop", [Keys.graph(id)], [id, track, Keys.changes])
+        return await self.graph(id) if answer == 2 else None
 
     async def set_progress(self, id: str, attempt: str, progress: Mapping[str, Any] | None) -> bool:
         """Record progress (None: only that the attempt is alive). Return False when the attempt should stop."""
@@ -516,7 +656,7 @@ class Store:
             answer = await self._run(
                 "publish",
                 [Keys.graph(id), Keys.arrays(id), staged],
-                [id, attempt, Keys.graph_events, *_flat(fields)],
+                [id, attempt, Keys.changes, *_flat(fields)],
             )
         except BaseException:
             with suppress(RedisError):
@@ -526,23 +666,31 @@ class Store:
 
     async def fail_graph(self, id: str, attempt: str, error: Mapping[str, Any]) -> bool:
         """End the attempt with an error {"type", "title", "detail", …}; return False when it no longer counts."""
-        return bool(await self._run("end", [Keys.graph(id)], [id, attempt, Keys.graph_events, "failed", _dump(error)]))
+        return bool(await self._run("end", [Keys.graph(id)], [id, attempt, Keys.changes, "failed", _dump(error)]))
 
     async def hand_back(self, id: str, attempt: str) -> bool:
         """Turn a running attempt back into a queued job, free of charge; return False when it no longer counts."""
-        return bool(await self._run("end", [Keys.graph(id)], [id, attempt, Keys.graph_events, "queued", ""]))
+        return bool(await self._run("end", [Keys.graph(id)], [id, attempt, Keys.changes, "queued", ""]))
 
     async def cancel_graph(self, id: str) -> bool:
         """Cancel a queued or running graph; its worker stops within about 100 ms. Return False when it was neither."""
-        return bool(await self._run("cancel", [Keys.graph(id)], [id, Keys.graph_events]))
+        return bool(await self._run("cancel", [Keys.graph(id)], [id, Keys.changes]))
 
     async def forget_graph(self, id: str) -> bool:
         """Cancel and remove a graph with its arrays; return False when there was none."""
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.unlink(Keys.graph(id), Keys.arrays(id))
-            pipe.publish(Keys.graph_events, id)
+            pipe.publish(Keys.changes, id)
             removed, _ = await pipe.execute()
         return bool(removed)
+
+    async def is_intact(self, id: str) -> bool:
+        """Return whether a graph is ready and none of its chunks is missing."""
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.hmget(Keys.graph(id), "state", "chunks")
+            pipe.hlen(Keys.arrays(id))
+            (state, chunks), stored = await pipe.execute()
+        return bool(state == b"ready" and int(chunks) == stored)
 
     async def array_info(self, graph_id: str, name: str) -> ArrayInfo | None:
         """Return one array's description, or None when the graph is not ready or has no such array."""
@@ -650,7 +798,7 @@ class Store:
     async def _drop_damaged(self, id: str, name: str) -> DamagedData:
         message = f"the stored {name} of graph {id} are damaged and were removed; ask for the graph again"
         error = {"type": "damaged-graph", "title": "The stored graph was damaged", "detail": message}
-        await self._run("damaged", [Keys.graph(id), Keys.arrays(id)], [id, Keys.graph_events, _dump(error)])
+        await self._run("damaged", [Keys.graph(id), Keys.arrays(id)], [id, Keys.changes, _dump(error)])
         return DamagedData(message)
 
 
@@ -729,7 +877,7 @@ class Upload:
 
 
 class _Watch:
-    """One subscription for all waiters of this process; wakes those whose graph has changed."""
+    """One subscription for all waiters of this process; wakes those whose graph or track has changed."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
@@ -738,7 +886,7 @@ class _Watch:
         self._closed = False
 
     def listen(self, id: str) -> _Listening:
-        """Return a context whose event is set whenever the graph changes or a change may have been missed."""
+        """Return a context whose event is set whenever what has this id changes or a change may have been missed."""
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._listen(), name="pcct graph events")
         return _Listening(self._waiting, id)
@@ -756,7 +904,7 @@ class _Watch:
         while not self._closed:
             with suppress(RedisError, OSError):
                 async with self._redis.pubsub() as pubsub:
-                    await pubsub.subscribe(Keys.graph_events)
+                    await pubsub.subscribe(Keys.changes)
                     while not self._closed:
                         message = await pubsub.get_message(timeout=30.0)
                         if message is None:

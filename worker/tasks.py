@@ -1,10 +1,14 @@
-"""The job queue: `Queue.submit` on the asking side, `Queue.work` on the working side; nothing else knows pydocket.
+"""The job queues: `Queue.submit` and `Queue.follow` on the asking side, `Queue.work` on the working side.
+
+There are two, "interactive" for graphs and "refresh" for tracks, because pydocket knows no priorities and a track that is
+refreshed all the time must not keep those waiting who asked for a graph. Nothing else here knows pydocket.
 
 A job's key is the graph and the token of the request that queued it, so one request is at most one job however often
 it is submitted, and a graph that is deleted and asked for again while it is being built gets a job of its own: the old
 one finds its token outdated and stops. Arguments are ids only, because the queue pickles them: the store must be
 trusted.
 A cancelled graph needs nothing here: its job, when it comes up, finds that it is not wanted.
+A follow job's key is the track and its driver's token. A key can be queued again once its job has ended.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ from worker.store import GraphRecord
 
 Job: TypeAlias = Callable[[str, str], Awaitable[None]]
 
-_TASK = "build"
+_BUILD, _FOLLOW = "build", "follow"
 
 # A worker with a free hand blocks in the store until a job arrives, so a start takes milliseconds; this is only how
 # soon it looks up after finishing one.
@@ -36,20 +40,26 @@ _RECORD_TTL = timedelta(seconds=60)
 class Queue:
     """The queue of one docket; connects on first use, so it can be made while the store is away.
 
-    name: of the docket; workers on different names do not see each other's jobs.
+    name: of the docket; workers on different names do not see each other's jobs. task: what its jobs are called.
     """
 
-    def __init__(self, url: str, name: str = "interactive", *, timeout_s: float = 5.0) -> None:
+    def __init__(self, url: str, name: str = "interactive", *, task: str = _BUILD, timeout_s: float = 5.0) -> None:
         self._timeout_s = timeout_s
+        self._task = task
         self._docket = Docket(name=f"pcct:queue:{name}", url=url, execution_ttl=_RECORD_TTL)
-        self._docket.register(_declared, names=[_TASK])
+        self._docket.register(_declared, names=[task])
         self._opening = asyncio.Lock()
         self._open = False
 
     @classmethod
     def from_settings(cls, settings: SharedSettings) -> Queue:
-        """Return the queue that the settings name."""
+        """Return the queue of graphs that the settings name."""
         return cls(settings.store_url, settings.queue, timeout_s=settings.store_timeout_s)
+
+    @classmethod
+    def refresh_from_settings(cls, settings: SharedSettings) -> Queue:
+        """Return the queue of follow jobs that the settings name."""
+        return cls(settings.store_url, settings.refresh_queue, task=_FOLLOW, timeout_s=settings.store_timeout_s)
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -63,10 +73,13 @@ class Queue:
         again: any new string makes it a new job of the same request, for a worker that hands one back.
         Raises RedisError when the store is away; ask and submit again then.
         """
-        docket = await self._opened()
-        key = ":".join(part for part in (record.id, record.request, again) if part)
-        async with self._limited():
-            await docket.add(_TASK, key=key)(record.id, record.request)
+        await self._add(
+            ":".join(part for part in (record.id, record.request, again) if part), record.id, record.request
+        )
+
+    async def follow(self, track: str, driver: str) -> None:
+        """Queue the job that drives a track; harmless while it is queued or runs. Raises RedisError."""
+        await self._add(f"{track}:{driver}", track, driver)
 
     async def depth(self) -> int:
         """Return the number of jobs that wait or run."""
@@ -75,13 +88,13 @@ class Queue:
             return await redis.xlen(docket.stream_key)
 
     async def work(self, job: Job, *, name: str, redelivery_s: float, stopping: asyncio.Event) -> None:
-        """Take jobs, one at a time, and await job(graph_id, request) for each until `stopping` is set.
+        """Take jobs, one at a time, and await job(graph_id, request), or job(track, driver), until `stopping` is set.
 
         A job whose worker dies is given to another one after redelivery_s without a sign of life. When stopping, the
         running job is awaited: it must notice `stopping` by itself. Outages of the store are waited out.
         """
         docket = await self._opened()
-        docket.register(job, names=[_TASK])
+        docket.register(job, names=[self._task])
         async with Worker(
             docket,
             name=name,
@@ -101,6 +114,11 @@ class Queue:
             if not loop.cancelled():
                 loop.result()
 
+    async def _add(self, key: str, first: str, second: str) -> None:
+        docket = await self._opened()
+        async with self._limited():
+            await docket.add(self._task, key=key)(first, second)
+
     @asynccontextmanager
     async def _limited(self) -> AsyncIterator[None]:
         """Bound the block in time: pydocket's connections wait for ever, because its workers read with a block."""
@@ -118,6 +136,6 @@ class Queue:
         return self._docket
 
 
-async def _declared(graph_id: str, request: str) -> None:
+async def _declared(first: str, second: str) -> None:
     """Stand for the task in processes that only submit it."""
     raise NotImplementedError("a process that takes jobs must pass its own function to Queue.work")
