@@ -31,7 +31,7 @@ from pcct_client.calls import (
 from pcct_client.errors import ClientError, ServerUnavailable
 from pcct_client.following import EventHandler, Following, RefreshPolicy, track_spec
 from pcct_client.graph import Graph
-from pcct_client.session import AsyncSession, Session
+from pcct_client.session import AsyncSession, Background, Session
 
 T = TypeVar("T")
 
@@ -59,7 +59,7 @@ class Client:
     ) -> None:
         base = _base_url(url)
         self._http = httpx.Client(base_url=base, headers=headers, transport=transport, trust_env=_uses_proxies(base))
-        self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+        self._sessions: weakref.WeakSet[Background] = weakref.WeakSet()
 
     def upload(self, X: Any, *, timeout: float | None = DEFAULT_TIMEOUT_S) -> str:
         """Bring the points X to the service, unless it has them already; returns the dataset id.
@@ -154,14 +154,15 @@ class Client:
             variance=variance,
         )
         following = Following(data, spec, policy or RefreshPolicy(), threading.Event, events)
-        session = Session(self._run, following, timeout)
-        self._sessions.add(session)
+        background = Background(self._run, following)
+        session = Session(background, timeout)
+        self._sessions.add(background)
         return session
 
     def close(self) -> None:
         """End the sessions that are open, and close the connections."""
         for session in list(self._sessions):
-            session.close()
+            session.stop()
         self._http.close()
 
     def __enter__(self) -> Client:

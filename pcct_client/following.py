@@ -118,6 +118,7 @@ class Following:
         # Written by `fetch`.
         self._parked: Graph | None = None
         self._newest_id = ""
+        self._warning: str | None = None
         self._fetched = self._settled = 0
         # Written by both.
         self._track: str | None = None
@@ -207,7 +208,7 @@ class Following:
         while track["version"] < 1:
             if track.get("error") and track.get("pending_version") is None:
                 raise calls.track_failed(track)
-            deadline.check("the first graph of the track", None)
+            deadline.check(f"the first graph of the track{_aside(track.get('warning'))}", None)
             asked = time.monotonic()
             wait_s = deadline.wait_s(calls.LONG_POLL_S)
             news, _ = yield from calls.read_track(track["id"], deadline, wait_s=wait_s)
@@ -224,9 +225,8 @@ class Following:
             self._news.clear()
             if self._has_come(number):
                 return
-            trouble = self.last_error
-            because = f" (meanwhile: {trouble})" if trouble else ""
-            deadline.check(f"the graph for the newest hyperparameters{because}", None)
+            trouble = self.last_error or self._warning
+            deadline.check(f"the graph for the newest hyperparameters{_aside(trouble)}", None)
             yield Rest(self._news, deadline.left_s(_NEWS_S))
 
     def forget(self) -> Flow[None]:
@@ -381,6 +381,7 @@ class Following:
             if self._track != id:
                 return
             self._etag = found if track else None
+            self._warning = track.get("warning") if track else None
             self._errors.pop("fetch", None)
         if track is None:
             if time.monotonic() - asked < wait_s / 2:
@@ -561,6 +562,10 @@ def _is_for(graph: Graph, metric: Mapping[str, Any]) -> bool:
     """Return whether a graph was built for these hyperparameters; its spec is in normal form, so no may mean yes."""
     built = graph.spec.get("metric", {})
     return all(built.get(name) == value for name, value in metric.items())
+
+
+def _aside(trouble: object) -> str:
+    return f" (meanwhile: {trouble})" if trouble else ""
 
 
 def _retry_s(misses: int) -> float:

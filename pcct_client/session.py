@@ -27,6 +27,54 @@ AsyncRun: TypeAlias = Callable[[Flow[Any]], Awaitable[Any]]
 _RESTART_S = 1.0
 
 
+class Background:
+    """The two daemon threads of a session. They hold this object, so it lives until both have ended.
+
+    run: carries out a flow with blocking I/O.
+    """
+
+    def __init__(self, run: Run, following: Following) -> None:
+        self.run = run
+        self.following = following
+        self._process = os.getpid()
+        self._threads = [
+            threading.Thread(target=self._keep_running, args=(flow,), name=f"pcct-{flow.__name__}", daemon=True)
+            for flow in (following.send, following.fetch)
+        ]
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this is the process that has the threads, not a fork of it."""
+        return os.getpid() == self._process
+
+    def start(self) -> None:
+        """Start both threads."""
+        for thread in self._threads:
+            thread.start()
+        _running.add(self)
+
+    def stop(self) -> None:
+        """End both, and wait for that a moment."""
+        if not self.is_here:
+            return
+        self.following.leave()
+        deadline = Deadline(CLOSE_S)
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(deadline.left_s(CLOSE_S))
+
+    def _keep_running(self, flow: Callable[[], Flow[None]]) -> None:
+        while True:
+            try:
+                self.run(flow())
+                return
+            except Exception as error:
+                if self.following.closed:
+                    return
+                self.following.note(flow.__name__, unexpected(error))
+            self.following.closing.wait(_RESTART_S)
+
+
 class Session:
     """A graph that follows a training loop; `Client.track` begins one.
 
@@ -35,27 +83,18 @@ class Session:
     `step` goes on returning the last graph, and the track stays the parent's.
     """
 
-    def __init__(self, run: Run, following: Following, timeout: float | None) -> None:
-        self._run = run
-        self._following = following
-        self._process = os.getpid()
+    def __init__(self, background: Background, timeout: float | None) -> None:
+        self._background = background
+        self._following = background.following
         try:
-            run(following.open(Deadline(timeout)))
+            background.run(self._following.open(Deadline(timeout)))
         except BaseException:
             with contextlib.suppress(ClientError):
-                run(following.forget())
+                background.run(self._following.forget())
             raise
-        self._threads = [
-            threading.Thread(
-                target=_keep_running, args=(run, flow, following), name=f"pcct-{flow.__name__}", daemon=True
-            )
-            for flow in (following.send, following.fetch)
-        ]
-        for thread in self._threads:
-            thread.start()
+        background.start()
         # The threads hold the state, not the session, so that a session that was dropped ends.
-        weakref.finalize(self, following.leave).atexit = False
-        _open_sessions.add(self)
+        weakref.finalize(self, self._following.leave).atexit = False
 
     @property
     def graph(self) -> Graph:
@@ -89,7 +128,7 @@ class Session:
         Never waits for the network or a build; trouble with either is in `last_error`. Raises InvalidStep for a value that
         no graph can have, SessionClosed.
         """
-        if os.getpid() == self._process:
+        if self._background.is_here:
             self._following.leave_wish(lengthscale, variance, epoch, force)
             return self._following.take()
         return self._following.graph
@@ -100,21 +139,14 @@ class Session:
         What a convergence check needs. Raises WaitTimeout, what the service refused them with, or BuildFailed; the graph
         of the last step stays then.
         """
-        if os.getpid() != self._process:
+        if not self._background.is_here:
             raise ClientError("the session belongs to the process that began it; this is a fork: begin another here")
-        self._run(self._following.sync(Deadline(timeout)))
+        self._background.run(self._following.sync(Deadline(timeout)))
         return self._following.take()
 
     def close(self) -> None:
         """End the session; the service forgets the track. Takes a few seconds at most, whatever the service does."""
-        if os.getpid() != self._process:
-            return
-        _open_sessions.discard(self)
-        self._following.leave()
-        deadline = Deadline(CLOSE_S)
-        for thread in self._threads:
-            if thread is not threading.current_thread():
-                thread.join(deadline.left_s(CLOSE_S))
+        self._background.stop()
 
     def __enter__(self) -> Session:
         return self
@@ -215,18 +247,6 @@ class AsyncSession:
         await self.aclose()
 
 
-def _keep_running(run: Run, flow: Callable[[], Flow[None]], following: Following) -> None:
-    while True:
-        try:
-            run(flow())
-            return
-        except Exception as error:
-            if following.closed:
-                return
-            following.note(flow.__name__, unexpected(error))
-        following.closing.wait(_RESTART_S)
-
-
 async def _keep_running_async(run: AsyncRun, flow: Callable[[], Flow[None]], following: Following) -> None:
     while True:
         try:
@@ -240,11 +260,11 @@ async def _keep_running_async(run: AsyncRun, flow: Callable[[], Flow[None]], fol
             await asyncio.wait_for(following.closing.wait(), _RESTART_S)
 
 
-_open_sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+_running: weakref.WeakSet[Background] = weakref.WeakSet()
 
 
 @atexit.register
-def _close_sessions() -> None:
+def _stop_all() -> None:
     """Tell the service about sessions that are still open when the interpreter ends."""
-    for session in list(_open_sessions):
-        session.close()
+    for background in list(_running):
+        background.stop()

@@ -65,6 +65,7 @@ class Tracks:
         self.away = False
         self.failing = None
         self.refuse = None
+        self.warning = None
         self.datasets = {}
         self.graphs = {}
         self.tracks = {}
@@ -100,7 +101,7 @@ class Tracks:
     def body(self, track, status=200):
         pending = track["requested"] if track["requested"] > track["version"] and not track["error"] else None
         names = ("id", "dataset", "spec", "version", "graph", "error", "failures")
-        document = {**{name: track[name] for name in names}, "pending_version": pending}
+        document = {**{name: track[name] for name in names}, "pending_version": pending, "warning": self.warning}
         return httpx.Response(status, json=document, headers={"ETag": self.etag(track)})
 
     def etag(self, track):
@@ -435,6 +436,15 @@ def test_sync_gives_up_at_the_timeout_and_says_what_is_wrong(service, track):
     assert session.step(lengthscale=0.7) is graph
 
 
+def test_sync_says_at_the_timeout_why_nothing_happens(service, track):
+    session = track(POINTS, k=2, lengthscale=0.3)
+    service.held, service.warning = True, "no worker is running"
+    session.step(lengthscale=0.4)
+    until(lambda: service.refreshes)
+    with pytest.raises(WaitTimeout, match=r"newest hyperparameters \(meanwhile: no worker is running\)"):
+        session.sync(timeout=0.3)
+
+
 def test_a_refused_wish_shows_in_last_error_and_in_sync(service, track):
     session = track(POINTS, k=2, lengthscale=0.3)
     service.refuse = "invalid-spec"
@@ -637,6 +647,13 @@ def test_a_session_that_nobody_holds_ends(service):
         assert not service.tracks
 
 
+def test_the_client_waits_for_sessions_that_nobody_holds(service):
+    for _ in range(20):
+        with Client("http://pcct.test", transport=httpx.MockTransport(service)) as client:
+            client.track(POINTS, k=2, lengthscale=0.3).step()
+        assert not service.tracks
+
+
 def test_errors_that_nobody_foresaw_stay_off_stderr(service, capsys):
     with Client("http://pcct.test", transport=httpx.MockTransport(service)) as client:
         session = client.track(POINTS, k=2, lengthscale=0.3)
@@ -697,9 +714,9 @@ print(len(service.tracks))
 def last():
     print(len(service.tracks))
 import pcct_client.session
-atexit.unregister(pcct_client.session._close_sessions)
+atexit.unregister(pcct_client.session._stop_all)
 atexit.register(last)
-atexit.register(pcct_client.session._close_sessions)
+atexit.register(pcct_client.session._stop_all)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert (done.stdout, done.stderr) == ("1\n0\n", "")
