@@ -9,14 +9,15 @@ from fastapi import FastAPI
 
 from service.backend import Backend
 from service.problems import PROBLEM_ANSWERS, install_problems
-from service.routes import datasets, graphs, health, oneshot, tracks
+from service.routes import datasets, graphs, health, metrics, oneshot, tracks
 from service.settings import ServiceSettings
 
 _DESCRIPTION = """Exact neighbor graphs for Gaussian processes.
 
 Upload points once (`POST /v1/datasets`), ask for a graph (`POST /v1/graphs`), fetch its arrays; or do all of it in one
 request: `curl --data-binary @points.npy '…/v1/knn?k=30' -o graph.npz`. Arrays travel as `.npy`. Datasets and graphs are
-named by their content, so every request may be repeated. Errors are `application/problem+json`."""
+named by their content, so every request may be repeated. A training loop follows a track (`POST /v1/tracks`), whose
+newest graph goes with the hyperparameters. Errors are `application/problem+json`."""
 
 
 def create_app(settings: ServiceSettings) -> FastAPI:
@@ -33,6 +34,6 @@ def create_app(settings: ServiceSettings) -> FastAPI:
 
     app = FastAPI(title="pcct", version="1", description=_DESCRIPTION, lifespan=lifespan, responses=PROBLEM_ANSWERS)
     install_problems(app)
-    for module in (datasets, graphs, tracks, oneshot, health):
+    for module in (datasets, graphs, tracks, oneshot, health, metrics):
         app.include_router(module.router)
     return app

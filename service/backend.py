@@ -35,11 +35,9 @@ class Backend:
     @classmethod
     def from_settings(cls, settings: ServiceSettings) -> Backend:
         """Return a backend with connections of its own."""
-        store, refreshes = (
-            Store.from_settings(settings),
-            Queue(settings.store_url, "refresh", timeout_s=settings.store_timeout_s),
-        )
-        return cls(settings, store, Queue.from_settings(settings), refreshes, Tracks(store, refreshes))
+        store, queue = Store.from_settings(settings), Queue.from_settings(settings)
+        refreshes = Queue.refresh_from_settings(settings)
+        return cls(settings, store, queue, refreshes, Tracks(store, refreshes, queue))
 
     async def aclose(self) -> None:
         """Close the connections."""

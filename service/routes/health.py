@@ -33,7 +33,7 @@ async def read_readyz(response: Response, backend: InBackend) -> ReadyBody:
     """Say that the store and the queue answer and that a warm worker is there; 503 with what is missing otherwise."""
     response.headers["Cache-Control"] = "no-store"
     await backend.store.ping()
-    jobs = await backend.queue.depth()
+    jobs = await backend.queue.depth() + await backend.refreshes.depth()
     warning = await backend.warning()
     if warning is not None:
         raise NotReady(warning)

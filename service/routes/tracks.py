@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, suppress
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, TypeAlias, cast
@@ -24,12 +24,20 @@ from service.routes.datasets import find_dataset
 from service.routes.graphs import granted_wait
 from service.waiting import wait_unless
 from service.wire import InvalidParameter
-from worker.tracks import Outcome, Reason, RefreshAnswer, RefreshPolicy, TrackEvent, TrackRecord, UnknownTrack
+from worker.tracks import (
+    MAX_EPOCH,
+    Outcome,
+    Reason,
+    RefreshAnswer,
+    RefreshPolicy,
+    TrackEvent,
+    TrackRecord,
+    UnknownTrack,
+)
 
 router = APIRouter(prefix="/v1/tracks", tags=["tracks"])
 
-_MAX_EPOCH = 2**53  # the store's scripts count in doubles
-_OLDEST = "0-0"
+_OLDEST = "0"
 
 
 class TrackRequest(BaseModel):
@@ -52,7 +60,7 @@ class RefreshRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     metric: dict[str, Any] | None = None
-    epoch: int | None = Field(default=None, ge=0, le=_MAX_EPOCH)
+    epoch: int | None = Field(default=None, ge=0, le=MAX_EPOCH)
     force: bool = False
 
 
@@ -198,7 +206,7 @@ async def _followed(
     track_id: TrackId, backend: InBackend, last_event_id: Annotated[str | None, Header()] = None
 ) -> AsyncIterator[TrackEvent]:
     """Return the events of a track; raises what must be known before the answer starts."""
-    if last_event_id is not None and re.fullmatch(r"\d{1,19}-\d{1,19}", last_event_id, re.ASCII) is None:
+    if last_event_id is not None and re.fullmatch(r"\d{1,19}(-\d{1,19})?", last_event_id, re.ASCII) is None:
         raise InvalidParameter(
             f"Last-Event-ID is {last_event_id!r}; send the id of an event, or leave it out", "Last-Event-ID"
         )
@@ -218,7 +226,8 @@ async def read_events(
     with suppress(RedisError, UnknownTrack):
         async with aclosing(cast("AsyncGenerator[TrackEvent, None]", events)):
             while (event := await wait_unless(anext(events, None), backend.stopping)) is not None:
-                yield ServerSentEvent(event=event.name, id=event.id, data=event.data)
+                data = event.data | ({"error": _problem(event.data["error"])} if "error" in event.data else {})
+                yield ServerSentEvent(event=event.name, id=event.id, data=data)
 
 
 async def _wait(
@@ -233,6 +242,10 @@ async def _wait(
 def _headers(record: TrackRecord, wait_s: float | None) -> dict[str, str]:
     headers = {"ETag": f'"{record.etag}"', "Cache-Control": "no-cache"}
     return headers if wait_s is None else {**headers, "Preference-Applied": f"wait={wait_s:g}"}
+
+
+def _problem(error: Mapping[str, Any]) -> dict[str, Any]:
+    return {**error, "type": problem_type(error["type"])}
 
 
 async def _body(record: TrackRecord, backend: Backend) -> dict[str, Any]:
@@ -253,7 +266,7 @@ async def _body(record: TrackRecord, backend: Backend) -> dict[str, Any]:
         epoch=record.epoch,
         pending_version=None if pending is None else pending.version,
         pending=pending,
-        error=record.error and {**record.error, "type": problem_type(record.error["type"])},
+        error=record.error and _problem(record.error),
         failures=record.failures,
         created=datetime.fromtimestamp(record.created_s, UTC),
         updated=datetime.fromtimestamp(record.updated_s, UTC),

@@ -173,6 +173,12 @@ def start_service(valkey_url: str) -> Callable[..., AbstractAsyncContextManager[
 
 
 @pytest.fixture
+def start_live(valkey_url: str) -> Callable[..., AbstractAsyncContextManager[Service]]:
+    """Start the service behind a real server: `async with start_live(...)`."""
+    return partial(live_service, valkey_url)
+
+
+@pytest.fixture
 def run_service() -> Callable[..., AbstractAsyncContextManager[Service]]:
     """Start the service on the store at a URL: `async with run_service(url, ...)`."""
     return running_service

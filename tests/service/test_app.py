@@ -42,6 +42,7 @@ async def test_documentation_describes_every_route(service):
         "/v1/vecchia",
         "/livez",
         "/readyz",
+        "/metrics",
     } == set(paths)
 
 
@@ -78,6 +79,11 @@ async def test_the_service_starts_without_a_store_and_recovers_with_it(tmp_path,
         ("GET", f"/v1/graphs/{dataset}", {}),
         ("GET", f"/v1/graphs/{dataset}/neighbors", {}),
         ("POST", "/v1/knn?k=3", {"json": points.tolist()}),
+        ("POST", "/v1/tracks", {"json": {"dataset": dataset, "spec": {"k": 3}}}),
+        ("GET", f"/v1/tracks/{'0' * 32}", {}),
+        ("GET", f"/v1/tracks/{'0' * 32}/events", {}),
+        ("POST", f"/v1/tracks/{'0' * 32}/refresh", {"json": {}}),
+        ("GET", "/metrics", {}),
         ("GET", "/readyz", {}),
     ]
     async with run_service(store.url, worker=False) as service:

@@ -16,6 +16,12 @@ async def test_readyz_counts_jobs_and_workers(service):
     assert answer.json() == {"status": "ready", "jobs": 0, "workers": 1, "warm_workers": 1}
 
 
+async def test_readyz_counts_the_jobs_of_tracks_too(service):
+    dataset = await service.upload([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    await service.client.post("/v1/tracks", json={"dataset": dataset, "spec": {"k": 1}})
+    assert (await service.client.get("/readyz")).json()["jobs"] == 1
+
+
 async def test_readyz_names_what_is_missing(start_service):
     async with start_service(worker=False) as service:
         answer = await service.client.get("/readyz")
