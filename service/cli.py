@@ -26,6 +26,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+telemetry = typer.Typer(rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
+app.add_typer(telemetry, name="telemetry", help="Look at what builds have recorded.")
+
 _INTERRUPTED = 130  # what Typer makes of Ctrl-C, without a word
 
 _Host = Annotated[str, typer.Option(help="Address to listen on.")]
@@ -138,6 +141,23 @@ def bench(context: typer.Context) -> None:
             "bench needs a source checkout, this is an installed package; clone the repository and call make bench", 1
         )
     sys.exit(subprocess.run([sys.executable, str(runner), *context.args], check=False).returncode)
+
+
+@telemetry.callback()
+def _telemetry() -> None:
+    pass
+
+
+@telemetry.command()
+def render(
+    file: Annotated[
+        Path, typer.Argument(help="Lines of pcct bench, a graph's JSON, or the .npz of pcct graph.", metavar="FILE")
+    ],
+) -> None:
+    """Show the records of a file: seconds and share of every phase, counters, certificate."""
+    from service.telemetry import print_records
+
+    print_records(file)
 
 
 def _read_metric(kind: str, lengthscale: str | None, **fields: Any) -> dict[str, Any]:

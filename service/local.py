@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from pcct_core.graph import Graph
     from pcct_core.parallel import Progress
 
+RECORD = "record"  # the member of the written file that says how the graph was made, as JSON text
 _LINE_EVERY_S = 2.0
 _MAGIC = b"\x93NUMPY"
 
@@ -77,12 +79,23 @@ def _check_target(target: Path) -> None:
 def _write(graph: Graph, target: Path) -> None:
     partial = target.with_name(f".{target.name}.part")
     try:
-        graph.save(partial)
+        with partial.open("wb") as file:
+            np.savez(file, **graph.arrays(), **{RECORD: np.array(_record_of(graph))})  # type: ignore[arg-type]
         partial.replace(target)
     except OSError as error:
         raise InvalidFile(f"{target} cannot be written: {error.strerror}") from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _record_of(graph: Graph) -> str:
+    return json.dumps(
+        {
+            "spec": graph.spec.to_json(),
+            "certificate": graph.certificate.to_json(),
+            "telemetry": graph.telemetry.to_json(),
+        }
+    )
 
 
 def _summary(graph: Graph, target: Path, shape: tuple[int, ...], seconds: float) -> str:

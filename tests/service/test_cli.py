@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 import pytest
@@ -61,7 +61,7 @@ def test_graph_writes_what_the_library_returns(pcct: Callable[..., Outcome], poi
     assert "g.npz: vecchia graph in random order of 60 points in 2 dimensions, k = 7, euclidean; exact" in outcome.out
     expected = vecchia_graph(points, 7, "random", seed=3)
     with np.load("g.npz") as written:
-        assert set(written.files) == {"neighbors", "distances", "order"}
+        assert set(written.files) == {"neighbors", "distances", "order", "record"}
         for name, array in expected.arrays().items():
             assert np.array_equal(written[name], array)
             assert written[name].dtype == array.dtype
@@ -242,13 +242,11 @@ def test_graph_refuses_a_header_that_lies(pcct: Callable[..., Outcome]) -> None:
 def test_graph_keeps_the_old_file_when_it_fails(
     pcct: Callable[..., Outcome], points: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pcct_core.graph import Graph
-
-    def full(self: Graph, path: Path) -> None:
-        Path(path).write_bytes(b"half")
+    def full(file: IO[bytes], **arrays: np.ndarray) -> None:
+        file.write(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Graph, "save", full)
+    monkeypatch.setattr(np, "savez", full)
     np.save("points.npy", points)
     Path("graph.npz").write_text("the old one")
     assert "No space left" in pcct("graph", "points.npy", "-k", 1).err
@@ -279,6 +277,8 @@ def test_graph_never_shows_a_traceback(
 def test_usage_errors_are_one_line(pcct: Callable[..., Outcome]) -> None:
     check_one_line(pcct("graph"), "POINTS.npy")
     check_one_line(pcct("frobnicate"), "frobnicate")
+    check_one_line(pcct("telemetry"), "Missing command")
+    check_one_line(pcct("telemetry", "render"), "FILE")
     check_one_line(pcct("up", "--port", "70000"), "--port")
     check_one_line(pcct("up", "--workers", "0"), "--workers")
 
@@ -293,7 +293,7 @@ def test_help_lists_the_commands(pcct: Callable[..., Outcome]) -> None:
     for arguments in ((), ("--help",), ("-h",)):
         outcome = pcct(*arguments)
         assert outcome.status == 0
-        for command in ("up", "serve", "work", "graph", "guardrail"):
+        for command in ("up", "serve", "work", "graph", "guardrail", "bench", "telemetry"):
             assert f"  {command} " in outcome.out
 
 
