@@ -213,8 +213,7 @@ class Up:
         return self.process.returncode, out, err
 
 
-@pytest.fixture
-def start_up() -> Iterator[Callable[..., Up]]:
+def starting() -> Iterator[Callable[..., Up]]:
     """Start `pcct up`; whatever still runs at the end is killed, children included."""
     started: list[Up] = []
 
@@ -226,6 +225,10 @@ def start_up() -> Iterator[Callable[..., Up]]:
     for up in started:
         if up.process.poll() is None:
             up.end(signal.SIGKILL)
+
+
+start_up = pytest.fixture(starting, name="start_up")
+start_up_once = pytest.fixture(starting, scope="module", name="start_up_once")
 
 
 @pytest.fixture

@@ -60,8 +60,16 @@ def run(command: list[str], home: Path) -> str:
 
 @pytest.mark.integration
 def test_readme_python_client(url: str, home: Path) -> None:
-    (code,) = blocks("python", "pcct_client")
+    (code,) = blocks("python", "client.vecchia(")
     assert "Graph(vecchia, n=2000, k=30, haversine" in run([sys.executable, "-c", code.replace(URL, url)], home)
+
+
+@pytest.mark.integration
+def test_readme_training_loop(url: str, home: Path) -> None:
+    (code,) = blocks("python", "pass  # recompute")
+    version, error = run([sys.executable, "-c", code.replace(URL, url)], home).removeprefix("version ").split()
+    assert int(version) > 1
+    assert error == "None"
 
 
 def test_readme_python_library(home: Path) -> None:
