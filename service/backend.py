@@ -74,8 +74,9 @@ class Backend:
         return None
 
 
-def backend_of(request: Request) -> Backend:
+async def backend_of(request: Request) -> Backend:
     """Return the backend of the application that got the request."""
+    # Async, like every dependency here: FastAPI sends others through a thread.
     backend: Backend = request.app.state.backend
     return backend
 

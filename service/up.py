@@ -66,10 +66,11 @@ def open_listener(host: str, port: int) -> socket.socket:
     It listens before the API runs, so its port is known at once and early requests wait instead of failing.
     """
     try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except OSError as error:
         raise UpError(f"{host} is not an address of this machine ({error.strerror}); choose another --host") from error
-    listener = socket.socket(family, kind)
+    # With its protocol, by which asyncio knows that it must not let short answers wait for more to send (Nagle).
+    listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)

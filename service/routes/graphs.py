@@ -81,7 +81,7 @@ _ARRAY_ANSWER: dict[int | str, dict[str, Any]] = {
 }
 
 
-def _graph_id(graph_id: str) -> str:
+async def _graph_id(graph_id: str) -> str:
     if not is_content_id(graph_id):
         raise UnknownGraph(graph_id)
     return graph_id

@@ -131,7 +131,7 @@ _REFRESH_ANSWERS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def _track_id(track_id: str) -> str:
+async def _track_id(track_id: str) -> str:
     if re.fullmatch("[0-9a-f]{32}", track_id) is None:
         raise UnknownTrack(track_id)
     return track_id

@@ -262,9 +262,10 @@ async def test_read_track_answers_304_until_something_changes(idle):
     assert body["spec"]["metric"]["lengthscale"] == 0.6
 
 
-async def test_read_track_answers_304_in_one_round_trip(idle, redis):
+async def test_read_track_answers_304_in_one_round_trip_and_no_thread(idle, redis, monkeypatch):
     track = await track_of(idle)
     tag = (await track.get()).headers["etag"]
+    monkeypatch.setattr("anyio.to_thread.run_sync", None)
     await redis.config_resetstat()
     assert (await track.get(If_None_Match=tag)).status_code == 304
     calls = {name: stat["calls"] for name, stat in (await redis.info("commandstats")).items()}

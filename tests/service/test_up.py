@@ -1,0 +1,26 @@
+import asyncio
+import socket
+
+import pytest
+
+from service.up import open_listener
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.mark.parametrize("handed_down", [False, True])
+async def test_open_listener_makes_connections_that_send_at_once(handed_down):
+    listener = open_listener("127.0.0.1", 0)
+    if handed_down:
+        listener = socket.socket(fileno=listener.detach())
+    accepted = asyncio.get_running_loop().create_future()
+    server = await asyncio.start_server(lambda _, writer: accepted.set_result(writer), sock=listener)
+    _, ours = await asyncio.open_connection(*listener.getsockname())
+    theirs = await accepted
+    option = theirs.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    for writer in (ours, theirs):
+        writer.close()
+        await writer.wait_closed()
+    server.close()
+    await server.wait_closed()
+    assert option != 0
