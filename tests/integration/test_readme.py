@@ -82,7 +82,7 @@ def test_readme_python_library(home: Path) -> None:
 
 @pytest.mark.integration
 def test_readme_curl_one_request(url: str, home: Path) -> None:
-    code, _ = blocks("bash", "curl")
+    code, _, _ = blocks("bash", "curl")
     run(["bash", "-euo", "pipefail", "-c", code.replace(URL, url)], home)
     with np.load(home / "graph.npz") as graph:
         assert set(graph) == {"neighbors", "distances"}
@@ -92,11 +92,21 @@ def test_readme_curl_one_request(url: str, home: Path) -> None:
 
 @pytest.mark.integration
 def test_readme_curl_step_by_step(url: str, home: Path) -> None:
-    _, code = blocks("bash", "curl")
+    _, code, _ = blocks("bash", "curl")
     printed = run(["bash", "-euo", "pipefail", "-c", code.replace(URL, url)], home)
     assert '"state":"ready"' in printed
     assert np.load(home / "neighbors.npy").shape == (100, 10)
     assert sorted(np.load(home / "order.npy")) == list(range(2000))
+
+
+@pytest.mark.integration
+def test_readme_curl_track(url: str, home: Path) -> None:
+    _, before, code = blocks("bash", "curl")
+    printed = run(["bash", "-euo", "pipefail", "-c", (before + code).replace(URL, url)], home)
+    (answer,) = re.findall(r"^# (\{.*\})$", code, re.MULTILINE)
+    assert answer in printed
+    assert '"version":2' in printed
+    assert "event: neighbor_refresh.swap" in printed
 
 
 def test_readme_command(home: Path) -> None:

@@ -5,9 +5,10 @@ import json
 
 import numpy as np
 import pytest
+from redis.exceptions import ConnectionError
 
 from pcct_core.spec import GraphSpec
-from worker.tracks import RefreshPolicy
+from worker.tracks import RefreshPolicy, TrackEvent
 
 pytestmark = pytest.mark.anyio
 
@@ -380,6 +381,25 @@ async def test_events_end_with_the_track(live_idle):
     await until(lambda: waiting_in(live_idle))
     await track.delete()
     assert [name for _, name, _ in await stream] == ["neighbor_refresh.schedule"]
+
+
+async def test_events_say_that_they_are_alive(live_idle, monkeypatch):
+    monkeypatch.setattr("fastapi.routing._PING_INTERVAL", 0.02)
+    track = await track_of(live_idle)
+    async with live_idle.client.stream("GET", f"{track.url}/events") as answer:
+        async for line in answer.aiter_lines():
+            if line.startswith(":"):
+                break
+
+
+async def test_events_end_when_the_store_goes_away(idle, monkeypatch):
+    async def go_away(id, after):
+        yield TrackEvent("1-0", "neighbor_refresh.schedule", {"version": 1})
+        raise ConnectionError
+
+    track = await track_of(idle)
+    monkeypatch.setattr(idle.app.state.backend.tracks, "events", go_away)
+    assert await read_events(idle, track, 99) == [("1-0", "neighbor_refresh.schedule", {"version": 1})]
 
 
 @pytest.mark.parametrize("last", ["newest", "1-2-3", "-1", "9" * 30])
