@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable
 from typing import Any, TypeVar
 
+from anyio import CancelScope
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
@@ -30,7 +31,8 @@ async def wait_unless(waiting: Awaitable[T], stopping: asyncio.Event, request: R
             return None
         raise ClientDisconnect
     finally:
-        await _end([work, *others])
+        with CancelScope(shield=True):  # of a stream whose client has gone: it cancels every further wait as well
+            await _end([work, *others])
 
 
 async def _gone(request: Request) -> bool:

@@ -1,5 +1,6 @@
 import asyncio
 
+import anyio
 import httpx
 import numpy as np
 import pytest
@@ -74,6 +75,13 @@ async def test_wait_unless_cancelled_leaves_nothing():
     await asyncio.wait({task})
     assert waiting.ended
     assert task.cancelled()
+
+
+async def test_wait_unless_cancelled_again_and_again_leaves_nothing():
+    waiting = Stubborn()
+    with anyio.move_on_after(0.01):
+        await wait_unless(waiting(), asyncio.Event())
+    assert waiting.ended
 
 
 @pytest.mark.parametrize("oneshot", [False, True])
