@@ -111,7 +111,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 @pytest.mark.timeout(600)
 def test_bench_quick_writes_certificate_phases_and_recall_of_residual_cases(tmp_path: Path) -> None:
     file = tmp_path / "residual.jsonl"
-    names = ("matern52-d3-2k", "refresh-d3-32k", "memory-d3-200k", "gpboost-8k")
+    names = ("matern52-d3-2k", "refresh-d3-32k", "memory-d3-200k")
     chosen = [word for name in names for word in ("--case", name)]
     done = run_bench("--suite", "residual", "--quick", "--runs", "1", "--no-rivals", "-o", str(file), *chosen)
     assert done.returncode == 0, done.stderr
