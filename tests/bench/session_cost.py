@@ -5,8 +5,8 @@
 Starts `pcct up` with a store of its own, follows a metric whose lengthscale drifts at every step, so that builds follow one
 another, and steps between stretches of work in one thread: NumPy that gives the interpreter away, or Python that holds on
 to it. Builds are long under the residual metric, and under the Euclidean one so short that a download is always going on.
-Prints one JSON line for each of the four, times in milliseconds. `control_p99_ms` is that of a spin of
-0.05 ms, about as long as a step: what the machine takes from the loop by itself when more wants to run than it has cores.
+Prints one JSON line for each of the four, times in milliseconds. `control_p99_ms` is that of a spin of 0.05 ms, about as long
+as a step: what the machine takes from the loop by itself when more wants to run than it has cores.
 """
 
 from __future__ import annotations
