@@ -1,10 +1,10 @@
-"""Neighbors under the residual correlation: a gate on the scaled distance, and float64 behind it.
+"""Neighbors under the residual correlation: a gate on the scaled distance, float32 to rule pairs out, float64 to decide.
 
 Residual correlations decay with the scaled distance, though not monotonically, so true neighbors are found among the
 nearest by scaled distance. The gate of a query is a radius there. 32 queries that stand together walk the tree of scaled
-points; the inner products V_i · V_j of those that reach a bucket, the kernel and the k best follow while the bucket's rows
-of V are in cache. With an infinite gate the same loop is the dense scan, which is exact, and computes every pair to the
-same bits.
+points. For those that reach a bucket, inner products V_i · V_j in float32 tell which of its points may be within a query's
+bound; their correlations are computed in float64, pair by pair, to bits that do not depend on what else is asked. With an
+infinite gate the same loop is the dense scan, which is exact.
 """
 
 from __future__ import annotations
@@ -16,40 +16,41 @@ from numba import njit
 from numpy.typing import NDArray
 
 from pcct_core.build import Tree
-from pcct_core.kernels import correlate, correlate_one, make_scratch
+from pcct_core.kernels import correlate, make_scratch
 from pcct_core.parallel import Crew
-from pcct_core.residual import COLUMNS, SINGLE_COLUMNS, Factors
+from pcct_core.residual import STRETCH, Factors, Screen
 from pcct_core.search import Queries, count_groups, load_group, make_group, make_walk, next_bucket, start_walk
 from pcct_core.simd import (
     LANES,
+    PAIRS,
     QUERIES,
     count_bits,
     drop_lowest_bit,
-    fit_below,
     keep_bits,
     lowest_bit,
+    multiply_rows,
     project_bucket,
     reach_box,
     scan_bucket,
+    screen_bucket,
 )
 from pcct_core.topk import NO_ID, Front, clear_best, full_best, make_best, settle, write_rows
 
-ALL = np.uint32(2**32 - 1)  # the mask of all points of a bucket
+_DOWN = 1.0 - 2.0**-20  # takes more off a limit than float32 can add to it and to its products
 
 
 class _Room(NamedTuple):
     """Scratch of one group and one bucket.
 
-    explained: float64 flat (LANES * m), V of the queries. own: float64 (LANES,), their residual variances.
-    explained_single: float32, as explained. partial: float32 (QUERIES * LANES,).
-    gates: float64 (LANES,), squared. squared: float64 flat (LANES * LANES), by query. products: the same, and a spare row.
-    near: uint32 (LANES,), points within the gate. active: int64 (LANES + QUERIES,), queries that have any.
-    values, ones, zeros, variances: float64 (LANES,). kernel: see `kernels.correlate`.
+    explained: float32 flat (LANES * m), V of the queries in units of the variance. home: int64 (LANES,), where their rows of V in float64 start.
+    own: float64 (LANES,), their residual variances. gates: float64 (LANES,), squared.
+    squared: float64 flat (LANES * LANES), by query. products: float32, the same, and a spare row.
+    near: uint32 (LANES,), points that a query must look at. active: int64 (LANES + QUERIES,), queries that have any.
+    values: float64 (LANES,). exact: float64 (PAIRS,). places: int64 (LANES + PAIRS,). kernel: see `kernels.correlate`.
     """
 
     explained: Any
-    explained_single: Any
-    partial: Any
+    home: Any
     own: Any
     gates: Any
     squared: Any
@@ -57,14 +58,14 @@ class _Room(NamedTuple):
     near: Any
     active: Any
     values: Any
-    ones: Any
-    zeros: Any
-    variances: Any
+    exact: Any
+    places: Any
     kernel: Any
 
 
 def scan_gated(
     tree: Tree,
+    screen: Screen,
     stored: Factors,
     queries: Queries,
     asked: Factors,
@@ -77,22 +78,24 @@ def scan_gated(
 ) -> int:
     """Find the k nearest by residual correlation among the points within each asked row's gate.
 
-    tree: of stored.points. queries.points: asked.points. gates: float64, by row of queries.points, radius in scaled
-    distance, inf for all. Writes rows of neighbors and distances as `search.search_tree` does.
-    Returns how many pairs passed the gates.
+    tree: of the first points of stored. screen: of that tree. queries.points: asked.points. gates: float64, by row of
+    queries.points, radius in scaled distance, inf for all. Writes rows of neighbors and distances as `search.search_tree`
+    does. Returns how many pairs passed the gates.
     """
     groups = count_groups(len(queries.rows))
     kept: list[int] = []
     crew.run(
         phase,
         groups,
-        lambda a, b: kept.append(scan_gated_groups(tree, stored, queries, asked, gates, k, a, b, neighbors, distances)),
+        lambda a, b: kept.append(
+            scan_gated_groups(tree, screen, stored, queries, asked, gates, k, a, b, neighbors, distances)
+        ),
     )
     return sum(kept)
 
 
 @njit(nogil=True, cache=True)
-def scan_gated_groups(tree, stored, queries, asked, gates, k, first, last, neighbors, distances):
+def scan_gated_groups(tree, screen, stored, queries, asked, gates, k, first, last, neighbors, distances):
     """Search for the groups [first, last), each 32 consecutive entries of queries.rows; return the pairs that passed."""
     group = make_group(tree)
     walk = make_walk(tree)
@@ -102,11 +105,11 @@ def scan_gated_groups(tree, stored, queries, asked, gates, k, first, last, neigh
     for number in range(first, last):
         lanes, highest = load_group(group, queries, number)
         clear_best(best, lanes)
-        widest = load_room(room, group, lanes, asked, gates)
+        widest = load_room(room, group, lanes, asked, gates, screen.scale)
         front = Front(widest, np.float64(np.inf), NO_ID)
         waiting, node = next_bucket(tree, walk, start_walk(walk), group, front, highest)
         while node >= 0:
-            most, passed = scan_gated_bucket(tree, stored, node, group, best, room)
+            most, passed = scan_gated_bucket(tree, screen, stored, asked, node, group, best, room)
             kept += passed
             if full_best(best, most):
                 settle(best, lanes)
@@ -120,26 +123,24 @@ def scan_gated_groups(tree, stored, queries, asked, gates, k, first, last, neigh
 def make_room(m):
     """Return scratch for groups whose V has m columns."""
     return _Room(
-        np.empty(LANES * m),
         np.empty(LANES * m, np.float32),
-        np.empty(QUERIES * LANES, np.float32),
+        np.empty(LANES, np.int64),
         np.empty(LANES),
         np.empty(LANES),
         np.empty(LANES * LANES),
-        np.empty((LANES + 1) * LANES),
+        np.empty((LANES + 1) * LANES, np.float32),
         np.empty(LANES, np.uint32),
         np.empty(LANES + QUERIES, np.int64),
         np.empty(LANES),
-        np.ones(LANES),
-        np.zeros(LANES),
-        np.empty(LANES),
+        np.empty(PAIRS),
+        np.empty(LANES + PAIRS, np.int64),
         make_scratch(),
     )
 
 
 @njit(nogil=True)
-def load_room(room, group, lanes, asked, gates):
-    """Gather what the queries of a group bring along; return their widest squared gate."""
+def load_room(room, group, lanes, asked, gates, scale):
+    """Gather what the queries of a group bring along; return their widest squared gate. scale: of the screen."""
     widest = 0.0
     m = asked.m
     room.gates[:] = -1.0
@@ -148,21 +149,20 @@ def load_room(room, group, lanes, asked, gates):
         room.own[lane] = asked.p[row]
         room.gates[lane] = gates[row] * gates[row]
         widest = max(widest, room.gates[lane])
-        home = asked.place[row]
-        source = (home // LANES) * m * LANES + home % LANES
+        source = np.int64(asked.place[row]) * asked.width
+        room.home[lane] = source
         for c in range(m):
-            room.explained[lane * m + c] = asked.blocks[source + c * LANES]
-            room.explained_single[lane * m + c] = asked.blocks[source + c * LANES]
+            room.explained[lane * m + c] = scale * asked.explained[source + c]
     return widest
 
 
 @njit(nogil=True)
-def scan_gated_bucket(tree, stored, node, group, best, room):
+def scan_gated_bucket(tree, screen, stored, asked, node, group, best, room):
     """Let every query whose gate reaches the leaf's bucket append what passes its gate and its bound.
 
     Returns the largest number of rows that a query has appended, and how many pairs passed a gate.
     """
-    bucket = tree.bucket[node]
+    bucket = int(tree.bucket[node])
     first = bucket * LANES
     reached = reach_box(group.coords, room.gates, tree.low, tree.high, node, tree.d)
     count, passed, most = 0, 0, -best.size
@@ -179,146 +179,114 @@ def scan_gated_bucket(tree, stored, node, group, best, room):
             room.active[count] = lane
             count += 1
             passed += count_bits(near)
-    if count == 0:
-        return most, passed
-    for place in range(LANES):
-        index = tree.ids[first + place]
-        room.variances[place] = stored.p[index] if index < tree.n else 1.0
-    if stored.single.shape[0] > 0 and best.settled[0]:
-        count = filter_active(tree, stored, node, group, best, room, count)
-    multiply_bucket(stored, bucket, room, count)
+    if best.settled[0] and count > 0:
+        count = screen_active(screen, stored, bucket, best, room, count)
     for i in range(count):
         lane = int(room.active[i])
-        most = max(most, append_correlated(tree, stored, first, lane, group, best, room))
+        most = max(most, append_correlated(tree, stored, asked, first, lane, group, best, room))
     return most, passed
 
 
 @njit(nogil=True)
-def multiply_bucket(stored, bucket, room, count):
-    """Write to room.products the inner products of the active queries with the bucket's 32 rows of V, in float64."""
-    m = stored.m
-    start_products(room, count)
-    for column in range(0, m, COLUMNS):
-        width = min(COLUMNS, m - column)
-        for i in range(0, count, QUERIES):
-            at, to = query_places(room.active, i, m, column)
-            project_bucket(stored.blocks, (bucket * m + column) * LANES, width, room.explained, at, room.products, to)
+def screen_active(screen, stored, bucket, best, room, count):
+    """Keep of the active queries those with points that float32 cannot rule out, and only these points; return how many.
 
-
-@njit(nogil=True)
-def multiply_single(stored, bucket, room, count):
-    """Write the same products from V in float32; stretches of SINGLE_COLUMNS are summed in it, then added in float64."""
-    m = stored.m
-    start_products(room, count)
-    partial = room.partial
-    for column in range(0, m, SINGLE_COLUMNS):
-        width = min(SINGLE_COLUMNS, m - column)
-        for i in range(0, count, QUERIES):
-            at, to = query_places(room.active, i, m, column)
-            partial[:] = 0
-            places = (0, LANES, 2 * LANES, 3 * LANES)
-            project_bucket(
-                stored.single, (bucket * m + column) * LANES, width, room.explained_single, at, partial, places
-            )
-            for j in range(LANES):
-                room.products[to[0] + j] += partial[j]
-                room.products[to[1] + j] += partial[LANES + j]
-                room.products[to[2] + j] += partial[2 * LANES + j]
-                room.products[to[3] + j] += partial[3 * LANES + j]
-
-
-@njit(nogil=True)
-def start_products(room, count):
-    """Set the products of the first `count` active queries to zero; round the active ones up to a multiple of four.
-
-    What is added stands for no query: its products go to the spare row, which is never read.
+    A point within a query's bound has |K - V_i · V_j| ≥ (1 - bound) sqrt(p_i p_j), and float32 finds the left side to within
+    screen.slack (proof at `residual.make_screen`, all in units of the variance), so none is lost.
     """
-    for i in range(count, count + QUERIES):
-        room.active[i] = LANES
-    for i in range(count):
-        room.products[room.active[i] * LANES : (room.active[i] + 1) * LANES] = 0.0
-
-
-@njit(nogil=True)
-def query_places(active, i, m, column):
-    """Return where the coordinates from `column` on of four active queries start, and where their products do."""
-    a, b, c, d = active[i], active[i + 1], active[i + 2], active[i + 3]
-    last = LANES - 1
-    at = (min(a, last) * m + column, min(b, last) * m + column, min(c, last) * m + column, min(d, last) * m + column)
-    return at, (a * LANES, b * LANES, c * LANES, d * LANES)
-
-
-@njit(nogil=True)
-def filter_active(tree, stored, node, group, best, room, count):
-    """Keep of the active queries those for which float32 products leave some point of the bucket a chance; return how many.
-
-    A product in float32 is within stored.slack of the float64 one (proof at `residual.add_filter`), so no point within a
-    query's bound is lost: 1 - (|K - product| + slack) / sqrt(p_i p_j) is at most its true 1 - |rho|. First with one bound on K
-    and one on p_j for the whole bucket, which is enough for most, then point by point.
-    """
-    bucket = np.int64(tree.bucket[node])
-    multiply_single(stored, bucket, room, count)
-    least = room.variances[0]
-    for j in range(1, LANES):
-        least = min(least, room.variances[j])
+    multiply_single(screen, stored.m, bucket, room, count)
     kept = 0
-    values = room.values
     for i in range(count):
         lane = int(room.active[i])
-        top = stored.variance * correlate_one(stored.code, box_distance(tree, node, group, lane))
-        spare = (1.0 - best.bounds[lane]) * np.sqrt(room.own[lane] * least) - top - stored.slack
+        limit = (1.0 - best.bounds[lane]) * np.sqrt(room.own[lane]) * screen.scale * _DOWN
         at = lane * LANES
-        if spare > 0.0 and all_within(room.products, at, room.zeros, spare):
-            continue
-        correlate(stored.code, room.squared[at : at + LANES], room.kernel, values)
-        for j in range(LANES):
-            residual = stored.variance * values[j] - room.products[at + j]
-            values[j] = (abs(residual) + stored.slack) / np.sqrt(room.own[lane] * room.variances[j])
-        if keep_bits(room.near[lane], fit_below(values, 0, room.ones, 0, best.bounds[lane])) != 0:
+        likely = screen_bucket(
+            room.squared, at, room.products, at, screen.roots, bucket * LANES, screen.shape, limit, screen.slack
+        )
+        near = keep_bits(room.near[lane], likely)
+        if near != 0:
+            room.near[lane] = near
             room.active[kept] = lane
             kept += 1
     return kept
 
 
 @njit(nogil=True)
-def all_within(products, at, zeros, bound):
-    """Return True when the 32 products from `at` on all lie in [-bound, bound]."""
-    above = fit_below(products, at, zeros, 0, bound)
-    return keep_bits(above, fit_below(zeros, 0, products, at, bound)) == ALL
+def multiply_single(screen, m, bucket, room, count):
+    """Write to room.products the inner products of the active queries with the bucket's 32 rows of V, in float32.
+
+    The active ones are rounded up to a multiple of eight by ones that stand for no query: the spare row takes their products.
+    """
+    for i in range(count, count + QUERIES):
+        room.active[i] = LANES
+    for i in range(count):
+        room.products[room.active[i] * LANES : (room.active[i] + 1) * LANES] = 0.0
+    for column in range(0, m, STRETCH):
+        offset, width = (bucket * m + column) * LANES, min(STRETCH, m - column)
+        for i in range(0, count, QUERIES):
+            at, to = query_places(room.active, i, m, column)
+            project_bucket(screen.blocks, offset, width, room.explained, at, room.products, to)
 
 
 @njit(nogil=True)
-def box_distance(tree, node, group, lane):
-    """Return the squared distance from one query to the node's box."""
-    total = 0.0
-    for c in range(tree.d):
-        q = group.coords[c * LANES + lane]
-        gap = max(max(tree.low[node * tree.d + c] - q, q - tree.high[node * tree.d + c]), 0.0)
-        total += gap * gap
-    return total
+def query_places(active, i, m, column):
+    """Return where the coordinates from `column` on of eight active queries start, and where their products do."""
+    a, b, c, d = active[i], active[i + 1], active[i + 2], active[i + 3]
+    e, f, g, h = active[i + 4], active[i + 5], active[i + 6], active[i + 7]
+    last = LANES - 1
+    at = (
+        min(a, last) * m + column,
+        min(b, last) * m + column,
+        min(c, last) * m + column,
+        min(d, last) * m + column,
+        min(e, last) * m + column,
+        min(f, last) * m + column,
+        min(g, last) * m + column,
+        min(h, last) * m + column,
+    )
+    return at, (a * LANES, b * LANES, c * LANES, d * LANES, e * LANES, f * LANES, g * LANES, h * LANES)
 
 
 @njit(nogil=True)
-def append_correlated(tree, stored, first, lane, group, best, room):
+def append_correlated(tree, stored, asked, first, lane, group, best, room):
     """Append one query's near points by residual correlation; return how many candidates it has now.
 
     first: place of the bucket's first point.
     """
-    values = room.values
+    values, places, exact = room.values, room.places, room.exact
     correlate(stored.code, room.squared[lane * LANES : (lane + 1) * LANES], room.kernel, values)
-    for j in range(LANES):
-        residual = stored.variance * values[j] - room.products[lane * LANES + j]
-        values[j] = abs(residual) / np.sqrt(room.own[lane] * room.variances[j])
-    near = keep_bits(room.near[lane], fit_below(values, 0, room.ones, 0, best.bounds[lane]))
-    count = best.counts[lane]
+    near, own = room.near[lane], room.own[lane]
+    found = 0
     while near != 0:
-        place = lowest_bit(near)
+        places[found] = lowest_bit(near)
         near = drop_lowest_bit(near)
-        index = tree.ids[first + place]
-        if index != group.itself[lane]:
-            to = (best.size + count) * LANES + lane
-            best.distances[to] = np.sqrt(max(0.0, 1.0 - values[place]))
-            best.ids[to] = index
-            count += 1
+        found += 1
+    for i in range(found, found + PAIRS):
+        places[i] = places[0]
+    count, bound = best.counts[lane], best.bounds[lane]
+    for i in range(0, found, PAIRS):
+        starts = row_places(tree, stored, first, places, i)
+        multiply_rows(asked.explained, room.home[lane], stored.explained, starts, stored.width, exact)
+        for j in range(min(PAIRS, found - i)):
+            index = tree.ids[first + places[i + j]]
+            residual = stored.variance * values[places[i + j]] - exact[j]
+            nearness = abs(residual) / np.sqrt(own * stored.p[index])
+            if 1.0 - nearness <= bound and index != group.itself[lane]:
+                to = (best.size + count) * LANES + lane
+                best.distances[to] = np.sqrt(max(0.0, 1.0 - nearness))
+                best.ids[to] = index
+                count += 1
     best.counts[lane] = count
     return count
+
+
+@njit(nogil=True)
+def row_places(tree, stored, first, places, i):
+    """Return where the rows of V of four points of a bucket start."""
+    width = np.int64(stored.width)
+    return (
+        stored.place[tree.ids[first + places[i]]] * width,
+        stored.place[tree.ids[first + places[i + 1]]] * width,
+        stored.place[tree.ids[first + places[i + 2]]] * width,
+        stored.place[tree.ids[first + places[i + 3]]] * width,
+    )

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
+from numpy.typing import NDArray
 
 from pcct_core.simd import LANES
 
@@ -23,6 +24,9 @@ _ROUND = 6755399441055744.0  # 1.5 * 2^52: adding it rounds to an integer, which
 _LOWEST = -708.0  # exp of it is the smallest that is still a normal number
 _ROOT3, _ROOT5 = 1.7320508075688772, 2.23606797749979
 
+# By code: correlations as (1 + g a + h a²) exp(-(u s + a)), a = c sqrt(s), s the squared distance: u, c, g, h.
+_SHAPES = ((0.5, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, _ROOT3, 1.0, 0.0), (0.0, _ROOT5, 1.0, 1.0 / 3.0))
+
 
 class Scratch(NamedTuple):
     """Room for `correlate`: float64 (LANES) each; powers and bits are the same memory."""
@@ -31,6 +35,11 @@ class Scratch(NamedTuple):
     factors: Any
     powers: Any
     bits: Any
+
+
+def kernel_shape(code: int) -> NDArray[np.float32]:
+    """Return a kernel as `simd.screen_bucket` takes it, float32 (4,)."""
+    return np.array(_SHAPES[code], np.float32)
 
 
 @njit(nogil=True)
@@ -65,19 +74,6 @@ def correlate(code, squared, scratch, out):
     exponentiate(scratch, out)
     for j in range(LANES):
         out[j] *= factors[j]
-
-
-@njit(nogil=True)
-def correlate_one(code, squared):
-    """Return the correlation of one pair from its squared scaled distance."""
-    if code == RBF:
-        return np.exp(-0.5 * squared)
-    r = np.sqrt(squared)
-    if code == MATERN12:
-        return np.exp(-r)
-    if code == MATERN32:
-        return (1.0 + _ROOT3 * r) * np.exp(-_ROOT3 * r)
-    return (1.0 + _ROOT5 * r + 5.0 * squared / 3.0) * np.exp(-_ROOT5 * r)
 
 
 @njit(nogil=True)

@@ -21,100 +21,116 @@ from scipy.linalg import LinAlgError, cholesky, solve_triangular
 from pcct_core.blas import single_threaded_blas
 from pcct_core.build import Tree
 from pcct_core.errors import InvalidSpec, NotPositiveDefinite
-from pcct_core.kernels import correlate, make_scratch
+from pcct_core.kernels import correlate, kernel_shape, make_scratch
 from pcct_core.order import maximin_order
 from pcct_core.parallel import Crew
-from pcct_core.simd import LANES, scan_bucket
+from pcct_core.simd import COLUMNS, LANES, SINGLE_ERROR, scan_bucket
 from pcct_core.spec import KERNELS, Inducing, Residual, Stored
 
 _ROWS = 512  # rows of V solved together, a multiple of LANES
-_FILTER_BYTES = 256 << 20  # most memory for V in float32
-_FILTER_SHARE = 0.02  # most slack, over the median residual variance: beyond it float32 rules out too little
-SINGLE_COLUMNS = 128  # the same in float32
-COLUMNS = 64  # columns of V per step: 64 of a bucket are 16 KB, half of a first-level cache
+TILE = 64  # columns of V solved together
+STRETCH = 64  # columns of V that are summed in float32 before the sum is added to those of the others
 
 
 class Factors(NamedTuple):
-    """The residual process at n points, laid out for a tree of them.
+    """The residual process at n points.
 
-    points: float64 (n, d), coordinates over lengthscales. blocks: float64 flat (buckets * m * LANES), V by bucket of the
-    tree, then column; zero where a place is empty. place: int32 (n,), place of each point in the tree.
-    p: float64 (n,), residual variances. code: the kernel, see `kernels`. variance: its variance.
-    m: number of columns of V. degenerate: rows whose residual variance is at the floor.
-    single: float32, blocks for `gate.filter_active`, empty for none. slack: see `add_filter`.
+    points: float64 (n, d), coordinates over lengthscales. explained: float64 flat (n * width), V by place in the tree that
+    they were made for, so that neighbors stand together; zero in the columns from m on. place: int32 (n,), of each point.
+    p: float64 (n,), residual variances. code: the kernel, see `kernels`. variance: its variance. m: number of columns of V.
+    width: m rounded up to a multiple of `simd.COLUMNS`. degenerate: rows whose residual variance is at the floor.
     """
 
     points: Any
-    blocks: Any
+    explained: Any
     place: Any
     p: Any
     code: int
     variance: float
     m: int
+    width: int
     degenerate: int
-    single: Any
-    slack: float
+
+
+class Screen(NamedTuple):
+    """The factors in float32 and in units of the variance, laid out for one tree: what rules pairs out.
+
+    blocks: float32 flat (buckets * m * LANES), V by bucket of the tree, then column. roots: float32 (buckets * LANES), square
+    roots of the residual variances, rounded down. shape: see `kernels.kernel_shape`. scale: float64, what V and the roots
+    were multiplied by. slack: float32, see `make_screen`.
+    """
+
+    blocks: Any
+    roots: Any
+    shape: Any
+    scale: float
+    slack: Any
 
 
 def make_factors(
-    points: NDArray[np.float64], rows: NDArray[np.int64], tree: Tree, metric: Residual, crew: Crew
+    points: NDArray[np.float64],
+    tree: Tree,
+    rows: NDArray[np.int64],
+    metric: Residual,
+    inducing: NDArray[np.float64] | None,
+    crew: Crew,
 ) -> Factors:
-    """Return the factors of points[rows] as the metric says: computed from inducing points, or the given ones.
+    """Return the factors of points as the metric says: computed from inducing points, or its given ones.
 
-    points: (n, d), over the lengthscales. tree: of points[rows]. Raises InvalidSpec for inducing points or factors that do
-    not fit, NotPositiveDefinite.
+    points: (n, d), over the lengthscales. tree: of points. rows: int64 (n,), row of given factors that belongs to each.
+    inducing: of `choose_inducing`. Raises InvalidSpec for factors that do not fit, NotPositiveDefinite.
     """
     code, variance = list(KERNELS).index(metric.kernel.name), metric.kernel.variance
-    if metric.factors is None:
-        inducing = _inducing_points(points, metric, crew)
-        blocks, p = factorize(points[rows], tree, inducing, code, variance, metric.jitter, crew)
-    else:
-        V, given = _given_factors(metric.factors, len(points))
+    if inducing is None:
+        assert metric.factors is not None  # noqa: S101  (choose_inducing returns None for no other)
+        V, given = _given_factors(metric.factors, len(rows))
+        m, width = V.shape[1], _padded(V.shape[1], COLUMNS)
         p = given[rows]
-        blocks = np.zeros(len(tree.ids) * V.shape[1])
-        buckets = len(tree.ids) // LANES
-        crew.run("factors", buckets, lambda a, b: fill_blocks(V, rows, tree.ids, a, b, blocks), grain=8)
+        explained = np.zeros((tree.n, width))
+        ids = tree.ids[: tree.n]
+        crew.run("factors", tree.n, lambda a, b: explained[a:b, :m].__setitem__(..., V[rows[ids[a:b]]]), grain=_ROWS)
+    else:
+        m, width = len(inducing), _padded(len(inducing), COLUMNS)
+        explained, p = factorize(tree, inducing, code, variance, metric.jitter, crew)
     place = np.empty(tree.n, np.int32)
     place[tree.ids[: tree.n]] = np.arange(tree.n, dtype=np.int32)
     least = metric.floor * variance
     degenerate = int(np.count_nonzero(p <= least))
-    m = len(blocks) // len(tree.ids)
-    p = np.maximum(p, least)
-    return Factors(points[rows], blocks, place, p, code, variance, m, degenerate, np.empty(0, np.float32), 0.0)
+    return Factors(points, explained.reshape(-1), place, np.maximum(p, least), code, variance, m, width, degenerate)
 
 
-def factors_below(factors: Factors, tree: Tree, crew: Crew) -> Factors:
-    """Return the factors of the first tree.n points, laid out for their own tree."""
-    blocks = np.zeros(len(tree.ids) * factors.m)
-    buckets = len(tree.ids) // LANES
-    crew.run("", buckets, lambda a, b: move_blocks(factors, tree.ids, a, b, blocks), grain=8)
-    place = np.empty(tree.n, np.int32)
-    place[tree.ids[: tree.n]] = np.arange(tree.n, dtype=np.int32)
-    single = blocks.astype(np.float32) if len(factors.single) else factors.single
-    points, p = factors.points[: tree.n], factors.p[: tree.n]
-    return factors._replace(points=points, blocks=blocks, place=place, p=p, single=single)
+def make_screen(factors: Factors, tree: Tree, crew: Crew) -> Screen:
+    """Return the screen of the first tree.n points, laid out for their own tree.
 
-
-def without_filter(factors: Factors) -> Factors:
-    """Return the factors without V in float32: behind a gate most buckets hold neighbors, and it rules out too few."""
-    return factors._replace(single=factors.single[:0])
-
-
-def add_filter(factors: Factors) -> Factors:
-    """Return the factors with V in float32 beside it, where that filters well and costs little memory.
-
-    A product computed from V in float32, stretches of SINGLE_COLUMNS summed in float32 and the stretches in float64, is
-    within slack = (SINGLE_COLUMNS + 8) u max |V_i|² of the one computed in float64, u = 2^-24: rounding V costs
-    2 u |V_i| |V_j|, the sums SINGLE_COLUMNS u |V_i| |V_j| in any order (Higham 2002, section 3.1); products of such errors
-    and the roundings in float64 are covered by the rest, for m up to 2^20. The last term covers the kernel's roundings.
+    In units of the variance, let u = 2^-24 and M = max |V_i|². Rounding V to float32 changes a product by at most
+    2 u M (1 + u). Summed in stretches of STRETCH columns whose m / STRETCH sums are then added, it gains at most
+    (STRETCH + m / STRETCH) u M more, in any order within a stretch (Higham 2002, section 3.1). The correlation is within
+    SINGLE_ERROR, and the difference of the two within u (1 + M). All this is below slack, for m up to 2^20. What is compared
+    with it, limit * root_j - |K_j - product_j|, takes factors that are rounded down by more than the comparison's own
+    roundings; an overflow makes it no number or -inf, which rules nothing out.
     """
-    if 4 * len(factors.blocks) > _FILTER_BYTES:
-        return factors
-    squares = np.einsum("bcj,bcj->bj", *[factors.blocks.reshape(-1, factors.m, LANES)] * 2)
-    slack = float((SINGLE_COLUMNS + 8) * 2.0**-24 * squares.max() + 2.0**-48 * factors.variance)
-    if slack > _FILTER_SHARE * float(np.median(factors.p)):
-        return factors
-    return factors._replace(single=factors.blocks.astype(np.float32), slack=slack)
+    norms = np.einsum("ij,ij->i", *[factors.explained.reshape(-1, factors.width)] * 2)
+    unit, scale = 2.0**-24, factors.variance**-0.5
+    slack = (STRETCH + factors.m / STRETCH + 8) * unit * float(norms.max()) * scale * scale + SINGLE_ERROR + 2 * unit
+    blocks = np.empty(len(tree.ids) * factors.m, np.float32)
+    roots = np.empty(len(tree.ids), np.float32)
+    buckets = len(tree.ids) // LANES
+    crew.run("", buckets, lambda a, b: fill_screen(factors, tree.ids, scale, a, b, blocks, roots), grain=8)
+    return Screen(blocks, roots, kernel_shape(factors.code), scale, np.float32(slack * (1.0 + 4 * unit)))
+
+
+def choose_inducing(points: NDArray[np.float64], metric: Residual, crew: Crew) -> NDArray[np.float64] | None:
+    """Return the inducing points over the lengthscales, float64 (m, d), or None for a metric with given factors.
+
+    points: (n, d), over the lengthscales. Raises InvalidSpec for given ones that do not fit.
+    """
+    if metric.factors is not None:
+        return None
+    return _inducing_points(points, metric, crew)
+
+
+def _padded(columns: int, step: int) -> int:
+    return (columns + step - 1) // step * step
 
 
 def _inducing_points(points: NDArray[np.float64], metric: Residual, crew: Crew) -> NDArray[np.float64]:
@@ -161,7 +177,6 @@ def _array_of(stored: Stored, name: str) -> NDArray[np.float64]:
 
 
 def factorize(
-    points: NDArray[np.float64],
     tree: Tree,
     inducing: NDArray[np.float64],
     code: int,
@@ -169,16 +184,15 @@ def factorize(
     jitter: float,
     crew: Crew,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Compute V, in blocks of the tree, and p, by point and not yet floored.
+    """Compute V, float64 (n, width) by place in the tree, and p, by point and not yet floored.
 
-    points: (n, d), of the tree, and inducing: (m, d), both over the lengthscales. Raises NotPositiveDefinite.
+    tree: of the points, inducing: (m, d), both over the lengthscales. Raises NotPositiveDefinite.
     Cost: n m² floating-point operations and n m kernel values; no (n, m) array beside V.
     """
     m = inducing.shape[0]
-    width = (m + COLUMNS - 1) // COLUMNS * COLUMNS
-    centers = _in_blocks(inducing, width)
+    width = _padded(m, TILE)
     gram = np.empty((m, m))
-    correlate_rows(inducing, np.arange(m, dtype=np.int32), centers, m, code, variance, gram)
+    correlate_rows(inducing, _in_blocks(inducing, width), 0, m, code, variance, gram)
     gram[np.diag_indices(m)] = variance * (1.0 + jitter)
     try:
         lower = cholesky(gram, lower=True, check_finite=False)
@@ -187,17 +201,17 @@ def factorize(
             f"the kernel matrix of the {m} inducing points is not positive definite with jitter {jitter:g}; use a larger "
             "jitter, fewer inducing points, or remove repeated ones"
         ) from error
-    tiles = _in_tiles(lower, width)
-    blocks = np.zeros(len(tree.ids) * m)
-    p = np.empty(len(points))
-    parts = (len(tree.ids) + _ROWS - 1) // _ROWS
+    below, inverses = _in_panels(lower, width)
+    explained = np.empty((tree.n, _padded(m, COLUMNS)))
+    p = np.empty(tree.n)
+    parts = (tree.n + _ROWS - 1) // _ROWS
     with single_threaded_blas():
         crew.run(
             "factors",
             parts,
-            lambda a, b: solve_blocks(points, tree.ids, centers, m, code, variance, tiles, a, b, blocks, p),
+            lambda a, b: solve_rows(tree, inducing, code, variance, below, inverses, a, b, explained, p),
         )
-    return blocks, p
+    return explained, p
 
 
 def _in_blocks(points: NDArray[np.float64], width: int) -> NDArray[np.float64]:
@@ -208,94 +222,105 @@ def _in_blocks(points: NDArray[np.float64], width: int) -> NDArray[np.float64]:
     return np.ascontiguousarray(padded.reshape(-1, LANES, d).transpose(0, 2, 1)).reshape(-1)
 
 
-def _in_tiles(lower: NDArray[np.float64], width: int) -> NDArray[np.float64]:
-    """Return the transposed tiles of L, float64 (steps, steps, COLUMNS, COLUMNS); those on the diagonal are inverted.
+def _in_panels(lower: NDArray[np.float64], width: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return L in panels of TILE rows: what is left of their diagonal tiles, flat, and these tiles inverted.
 
-    L is continued with ones on the diagonal up to `width`, a multiple of COLUMNS.
+    L is continued with ones on the diagonal up to `width`, a multiple of TILE. Inverses: float64 (steps, TILE, TILE).
     """
     padded = np.eye(width)
     padded[: len(lower), : len(lower)] = lower
-    steps = width // COLUMNS
-    tiles = padded.reshape(steps, COLUMNS, steps, COLUMNS).transpose(0, 2, 3, 1).copy()
-    for i in range(steps):
-        tiles[i, i] = solve_triangular(tiles[i, i].T, np.eye(COLUMNS), lower=True, check_finite=False).T
-    return tiles
+    starts = range(0, width, TILE)
+    left = np.concatenate([padded[start : start + TILE, :start].reshape(-1) for start in starts])
+    tiles = (padded[start : start + TILE, start : start + TILE] for start in starts)
+    inverses = [solve_triangular(tile, np.eye(TILE), lower=True, check_finite=False) for tile in tiles]
+    return left, np.ascontiguousarray(np.stack(inverses))
 
 
 @njit(nogil=True, cache=True)
-def correlate_rows(points, rows, centers, m, code, variance, out):
-    """Write the covariances of points[rows] with the m centers to out[:, :m]; rows that are no points are left out."""
-    d = points.shape[1]
+def correlate_rows(rows, coords, first, count, code, variance, out):
+    """Write the covariances of rows, float64 (m, d), with `count` points of buckets to out[:m, :count].
+
+    coords: float64 flat, as `Tree.coords`; the points start at place `first`, a multiple of LANES.
+    """
+    d = rows.shape[1]
     query = np.empty(d * LANES)
     squared = np.empty(LANES)
     values = np.empty(LANES)
     scratch = make_scratch()
     unused = np.zeros(LANES, np.int32)
     for i in range(rows.shape[0]):
-        if rows[i] >= points.shape[0]:
-            continue
         for c in range(d):
-            query[c * LANES] = points[rows[i], c]
-        for first in range(0, m, LANES):
-            scan_bucket(centers, first * d, d, query, 0, unused, 0, 0, 0.0, squared)
+            query[c * LANES] = rows[i, c]
+        for start in range(0, count, LANES):
+            scan_bucket(coords, (first + start) * d, d, query, 0, unused, 0, 0, 0.0, squared)
             correlate(code, squared, scratch, values)
-            for j in range(min(LANES, m - first)):
-                out[i, first + j] = variance * values[j]
+            for j in range(min(LANES, count - start)):
+                out[i, start + j] = variance * values[j]
 
 
 @njit(nogil=True, cache=True)
-def solve_blocks(points, ids, centers, m, code, variance, tiles, first, last, blocks, p):
+def solve_rows(tree, inducing, code, variance, below, inverses, first, last, explained, p):
     """Compute V and p (not yet floored) for the places [first, last) * _ROWS of the tree.
 
-    ids: int32, point in each place. centers: as of `_in_blocks`. tiles: as of `_in_tiles`. blocks, p: as in Factors.
-    Blocked forward substitution: Golub & Van Loan 2013, section 3.1.
+    inducing: float64 (m, d). below, inverses: as of `_in_panels`. explained: float64 (n, width), by place. p: float64 (n,),
+    by point. Blocked forward substitution: Golub & Van Loan 2013, section 3.1.
     """
-    steps = tiles.shape[0]
-    covariances = np.zeros((_ROWS, steps * COLUMNS))
-    parts = np.empty((steps, _ROWS, COLUMNS))
-    right = np.empty((_ROWS, COLUMNS))
-    product = np.empty((_ROWS, COLUMNS))
+    m, steps = inducing.shape[0], inverses.shape[0]
+    right = np.zeros((steps * TILE, _ROWS))
+    solved = np.empty((steps * TILE, _ROWS))
+    product = np.empty((TILE, _ROWS))
     for part in range(first, last):
         start = part * _ROWS
-        stop = min(ids.shape[0], start + _ROWS)
-        correlate_rows(points, ids[start:stop], centers, m, code, variance, covariances)
+        count = min(tree.n - start, _ROWS)
+        correlate_rows(inducing, tree.coords, start, count, code, variance, right)
+        at = 0
         for i in range(steps):
-            right[:] = covariances[:, i * COLUMNS : (i + 1) * COLUMNS]
-            for j in range(i):
-                np.dot(parts[j], tiles[i, j], product)
-                right -= product
-            np.dot(right, tiles[i, i], parts[i])
-        for place in range(start, stop):
-            if ids[place] >= points.shape[0]:
-                continue
+            top, bottom = i * TILE, (i + 1) * TILE
+            if i > 0:
+                panel = below[at : at + TILE * top].reshape(TILE, top)
+                at += TILE * top
+                np.dot(panel, solved[:top], product)
+                for r in range(TILE):
+                    for j in range(_ROWS):
+                        right[top + r, j] -= product[r, j]
+            np.dot(inverses[i], right[top:bottom], solved[top:bottom])
+        write_rows_of(solved, tree.ids, start, count, m, variance, explained, p)
+
+
+@njit(nogil=True)
+def write_rows_of(solved, ids, start, count, m, variance, explained, p):
+    """Write the columns of solved, float64 (m, count), to rows of explained from `start` on, and their p."""
+    for place in range(start, start + count):
+        p[ids[place]] = 0.0
+        explained[place, m:] = 0.0
+    for column in range(0, m, COLUMNS):
+        stop = min(m, column + COLUMNS)
+        for place in range(start, start + count):
             total = 0.0
-            to = (place // LANES) * m * LANES + place % LANES
-            for c in range(m):
-                value = parts[c // COLUMNS, place - start, c % COLUMNS]
-                blocks[to + c * LANES] = value
+            for c in range(column, stop):
+                value = solved[c, place - start]
+                explained[place, c] = value
                 total += value * value
-            p[ids[place]] = variance - total
+            p[ids[place]] += total
+    for place in range(start, start + count):
+        p[ids[place]] = variance - p[ids[place]]
 
 
 @njit(nogil=True, cache=True)
-def fill_blocks(V, rows, ids, first, last, blocks):
-    """Write V[rows], (n, m), to the blocks of buckets [first, last). ids: int32, point in each place."""
-    m = V.shape[1]
-    for place in range(first * LANES, last * LANES):
-        if ids[place] < rows.shape[0]:
-            to = (place // LANES) * m * LANES + place % LANES
-            for c in range(m):
-                blocks[to + c * LANES] = V[rows[ids[place]], c]
-
-
-@njit(nogil=True, cache=True)
-def move_blocks(factors, ids, first, last, blocks):
-    """Write the rows of V that belong in buckets [first, last) of another tree. ids: int32, point in each place."""
+def fill_screen(factors, ids, scale, first, last, blocks, roots):
+    """Write V and the roots of p in float32 for the buckets [first, last) of a tree. ids: int32, point in each place."""
     m = factors.m
-    for place in range(first * LANES, last * LANES):
-        if ids[place] < factors.place.shape[0]:
-            home = factors.place[ids[place]]
-            source = (home // LANES) * m * LANES + home % LANES
-            to = (place // LANES) * m * LANES + place % LANES
-            for c in range(m):
-                blocks[to + c * LANES] = factors.blocks[source + c * LANES]
+    down = scale * (1.0 - 2.0**-22)
+    for bucket in range(first, last):
+        for j in range(LANES):
+            index = ids[bucket * LANES + j]
+            to = bucket * m * LANES + j
+            if index < factors.place.shape[0]:
+                source = factors.place[index] * factors.width
+                for c in range(m):
+                    blocks[to + c * LANES] = scale * factors.explained[source + c]
+                roots[bucket * LANES + j] = min(np.sqrt(factors.p[index]) * down, 1e38)
+            else:
+                for c in range(m):
+                    blocks[to + c * LANES] = 0.0
+                roots[bucket * LANES + j] = 0.0

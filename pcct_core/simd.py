@@ -17,8 +17,19 @@ from numba import config, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-QUERIES = 4  # queries that share one load in `project_bucket`: 16 accumulators of 64 bytes, half of AVX-512's registers
+QUERIES = 8  # queries that share one load in `project_bucket`: 16 accumulators of 64 bytes, half of AVX-512's registers
+PAIRS = 4  # rows that share one load in `multiply_rows`
+COLUMNS = 8  # float64 of 64 bytes: rows for `multiply_rows` are padded with zeros to a multiple of it
 LANES = 32  # points of a bucket and queries of a group: two float32 or four float64 vectors of 64 bytes
+
+
+# For exp in float32, x = k ln 2 + r: adding _ROUND = 1.5 * 2^23 rounds to an integer, which then stands in the low bits;
+# the low 9 bits of _LN2_HIGH are zero, so that k * _LN2_HIGH is exact; Taylor up to degree 7, highest first.
+_LOG2_E, _LN2_HIGH, _LN2_LOW, _ROUND = 1.44269502162933349609375, 0.693145751953125, 1.428606765330187e-06, 12582912.0
+_TAYLOR = (1 / 5040, 1 / 720, 1 / 120, 1 / 24, 1 / 6, 1 / 2, 1.0, 1.0)
+_LOWEST = 87.0  # exp of minus it is still a normal number
+_FAR = 1e6  # squared distances count as at most this, where every kernel is below 1e-38 but keeps finite factors
+SINGLE_ERROR = 16 * 2.0**-24  # most that a correlation computed in float32 is off by; a tenth of it is measured
 
 
 def _vector(builder: Any, context: Any, array_type: Any, array: Any, offset: Any, lanes: int) -> Any:
@@ -36,6 +47,16 @@ def _load(builder: Any, context: Any, array_type: Any, array: Any, offset: Any, 
 def _store(builder: Any, context: Any, array_type: Any, array: Any, offset: Any, value: Any) -> None:
     pointer = _vector(builder, context, array_type, array, offset, value.type.count)
     builder.store(value, pointer, align=array_type.dtype.bitwidth // 8)
+
+
+def _prefetch(builder: Any, context: Any, array_type: Any, array: Any, offset: Any) -> None:
+    """Ask for one cache line; an address behind the array is allowed and does nothing."""
+    data = context.make_array(array_type)(context, builder, value=array).data
+    pointer = builder.bitcast(builder.gep(data, [offset]), ir.IntType(8).as_pointer())
+    number = ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [pointer.type, number, number, number])
+    hint = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+    builder.call(hint, [pointer, ir.Constant(number, 0), ir.Constant(number, 3), ir.Constant(number, 1)])
 
 
 def _splat(builder: Any, scalar: Any, lanes: int) -> Any:
@@ -182,13 +203,14 @@ def _project_bucket(typingctx, blocks, offset, count, queries, at, out, to):
         multiply_add = cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector, [vector] * 3), name)
         starts = [builder.extract_value(at_v, i) for i in range(QUERIES)]
         ends = [builder.extract_value(to_v, i) for i in range(QUERIES)]
+        zero = ir.Constant(vector, [0.0] * lanes)
         totals = {}
         for i in range(QUERIES):
             for part in range(parts):
                 totals[i, part] = cgutils.alloca_once(builder, vector)
-                place = builder.add(ends[i], ir.Constant(intp, part * lanes))
-                builder.store(_load(builder, context, out_t, out_v, place, lanes), totals[i, part])
+                builder.store(zero, totals[i, part])
         data = context.make_array(queries_t)(context, builder, value=queries_v).data
+        length = builder.mul(count_v, ir.Constant(intp, LANES))
         with cgutils.for_range(builder, count_v, intp=intp) as loop:
             row = builder.add(offset_v, builder.mul(loop.index, ir.Constant(intp, LANES)))
             values = [
@@ -198,16 +220,123 @@ def _project_bucket(typingctx, blocks, offset, count, queries, at, out, to):
             for part in range(parts):
                 place = builder.add(row, ir.Constant(intp, part * lanes))
                 block = _load(builder, context, blocks_t, blocks_v, place, lanes)
+                # What comes next in memory is wanted next; hardware does not look across the end of a page.
+                _prefetch(builder, context, blocks_t, blocks_v, builder.add(place, length))
                 for i, value in enumerate(values):
                     total = totals[i, part]
                     builder.store(builder.call(multiply_add, [block, value, builder.load(total)]), total)
         for i in range(QUERIES):
             for part in range(parts):
                 place = builder.add(ends[i], ir.Constant(intp, part * lanes))
-                _store(builder, context, out_t, out_v, place, builder.load(totals[i, part]))
+                before = _load(builder, context, out_t, out_v, place, lanes)
+                _store(builder, context, out_t, out_v, place, builder.fadd(before, builder.load(totals[i, part])))
         return context.get_dummy_value()
 
     return signature, codegen
+
+
+@intrinsic
+def _screen_bucket(typingctx, squared, at, products, to, roots, first, shape, limit, slack):
+    signature = types.uint32(
+        squared, types.intp, products, types.intp, roots, types.intp, shape, types.float32, types.float32
+    )
+
+    def codegen(context, builder, sig, args):
+        squared_t, _, products_t, _, roots_t, _, shape_t, _, _ = sig.args
+        squared_v, at_v, products_v, to_v, roots_v, first_v, shape_v, limit_v, slack_v = args
+        lanes = 16
+        single = ir.FloatType()
+        vector, words = ir.VectorType(single, lanes), ir.VectorType(ir.IntType(32), lanes)
+
+        def call(name: str, *values: Any) -> Any:
+            kind = ir.FunctionType(vector, [vector] * len(values))
+            name = f"llvm.{name}.v{lanes}f32"
+            return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), values)
+
+        def same(value: float) -> Any:
+            return ir.Constant(vector, [value] * lanes)
+
+        def least(a: Any, b: Any) -> Any:
+            return builder.select(builder.fcmp_ordered("<", a, b), a, b)
+
+        data = context.make_array(shape_t)(context, builder, value=shape_v).data
+        u, c, g, h = (
+            _splat(builder, builder.load(builder.gep(data, [ir.Constant(at_v.type, i)])), lanes) for i in range(4)
+        )
+        limits, slacks = _splat(builder, limit_v, lanes), _splat(builder, slack_v, lanes)
+        mask = ir.Constant(ir.IntType(32), 0)
+        for part in range(LANES // lanes):
+            shift = ir.Constant(at_v.type, part * lanes)
+            wide = _load(builder, context, squared_t, squared_v, builder.add(at_v, shift), lanes)
+            s = least(builder.fptrunc(wide, vector), same(_FAR))
+            a = builder.fmul(c, call("sqrt", s))
+            x = builder.fneg(least(builder.fadd(builder.fmul(u, s), a), same(_LOWEST)))
+            shifted = call("fmuladd", x, same(_LOG2_E), same(_ROUND))
+            k = builder.fsub(shifted, same(_ROUND))
+            r = builder.fsub(builder.fsub(x, builder.fmul(k, same(_LN2_HIGH))), builder.fmul(k, same(_LN2_LOW)))
+            p = same(_TAYLOR[0])
+            for coefficient in _TAYLOR[1:]:
+                p = call("fmuladd", p, r, same(coefficient))
+            bits = builder.add(builder.bitcast(shifted, words), ir.Constant(words, [127] * lanes))
+            power = builder.bitcast(builder.shl(bits, ir.Constant(words, [23] * lanes)), vector)
+            factor = call("fmuladd", call("fmuladd", h, a, g), a, same(1.0))
+            correlation = builder.fmul(factor, builder.fmul(p, power))
+            product = _load(builder, context, products_t, products_v, builder.add(to_v, shift), lanes)
+            residual = call("fabs", builder.fsub(correlation, product))
+            root = _load(builder, context, roots_t, roots_v, builder.add(first_v, shift), lanes)
+            near = builder.fcmp_unordered("<=", builder.fsub(builder.fmul(limits, root), residual), slacks)
+            bits = _bits(builder, near)
+            mask = builder.or_(mask, builder.shl(bits, ir.Constant(ir.IntType(32), part * lanes)))
+        return mask
+
+    return signature, codegen
+
+
+@intrinsic
+def _multiply_rows(typingctx, rows, at, others, starts, width, out):
+    signature = types.void(rows, types.intp, others, types.UniTuple(types.intp, PAIRS), types.intp, out)
+
+    def codegen(context, builder, sig, args):
+        rows_t, _, others_t, _, _, out_t = sig.args
+        rows_v, at_v, others_v, starts_v, width_v, out_v = args
+        intp = at_v.type
+        vector = ir.VectorType(ir.DoubleType(), COLUMNS)
+        name = f"llvm.fmuladd.v{COLUMNS}f64"
+        multiply_add = cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector, [vector] * 3), name)
+        zero = ir.Constant(vector, [0.0] * COLUMNS)
+        starts = [builder.extract_value(starts_v, i) for i in range(PAIRS)]
+        totals = [cgutils.alloca_once(builder, vector) for _ in range(PAIRS)]
+        for total in totals:
+            builder.store(zero, total)
+        steps = builder.sdiv(width_v, ir.Constant(intp, COLUMNS))
+        with cgutils.for_range(builder, steps, intp=intp) as loop:
+            shift = builder.mul(loop.index, ir.Constant(intp, COLUMNS))
+            own = _load(builder, context, rows_t, rows_v, builder.add(at_v, shift), COLUMNS)
+            for start, total in zip(starts, totals, strict=True):
+                other = _load(builder, context, others_t, others_v, builder.add(start, shift), COLUMNS)
+                builder.store(builder.call(multiply_add, [own, other, builder.load(total)]), total)
+        data = context.make_array(out_t)(context, builder, value=out_v).data
+        for i, total in enumerate(totals):
+            builder.store(_sum(builder, builder.load(total)), builder.gep(data, [ir.Constant(intp, i)]))
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+def _sum(builder: Any, values: Any) -> Any:
+    """Return the sum of a vector's elements: halves are added until one is left."""
+    lanes = values.type.count
+    while lanes > 1:
+        lanes //= 2
+        nothing = ir.Constant(values.type, ir.Undefined)
+        parts = [
+            builder.shuffle_vector(
+                values, nothing, ir.Constant(ir.VectorType(ir.IntType(32), lanes), list(range(start, start + lanes)))
+            )
+            for start in (0, lanes)
+        ]
+        values = builder.fadd(*parts)
+    return builder.extract_element(values, ir.Constant(ir.IntType(32), 0))
 
 
 @intrinsic
@@ -297,6 +426,21 @@ if config.DISABLE_JIT:
         for a, b in zip(at, to, strict=True):
             out[b : b + LANES] += queries[a : a + count] @ block
 
+    def screen_bucket(  # noqa: D103
+        squared: Any, at: int, products: Any, to: int, roots: Any, first: int, shape: Any, limit: Any, slack: Any
+    ) -> int:
+        u, c, g, h = shape
+        s = np.minimum(squared[at : at + LANES], _FAR).astype(np.float32)
+        a = c * np.sqrt(s)
+        correlation = (np.float32(1) + (g + h * a) * a) * np.exp(-np.minimum(u * s + a, np.float32(_LOWEST)))
+        residual = np.abs(correlation - products[to : to + LANES])
+        with np.errstate(invalid="ignore"):
+            return _pack(~(np.float32(limit) * roots[first : first + LANES] - residual > slack))
+
+    def multiply_rows(rows: Any, at: int, others: Any, starts: Any, width: int, out: Any) -> None:  # noqa: D103
+        for i, start in enumerate(starts):
+            out[i] = rows[at : at + width] @ others[start : start + width]
+
     def fit_below(products: Any, at: int, halves: Any, first: int, bound: Any) -> int:  # noqa: D103
         return _pack(halves[first : first + LANES] - products[at : at + LANES] <= bound)
 
@@ -351,14 +495,34 @@ else:
 
     @njit(nogil=True)
     def project_bucket(blocks, offset, count, queries, at, out, to):
-        """Add the inner products of four queries with the 32 rows of a block, over `count` of their coordinates.
+        """Add the inner products of eight queries with the 32 rows of a block, over `count` of their coordinates.
 
         blocks:  T flat; coordinate c of row j is at offset + c * LANES + j. queries: T flat; coordinate c of query i is at
         at[i] + c. out: T flat; the products of query i are added to out[to[i] : to[i] + LANES].
-        at, to: tuples of QUERIES ints. Each product is summed in the order of the coordinates, by fused multiply-add where
-        the target has it, so its bits do not depend on which queries came together.
+        at, to: tuples of QUERIES ints. Each product is first summed in the order of the coordinates, by fused multiply-add
+        where the target has it, then added: its bits do not depend on which queries came together.
         """
         _project_bucket(blocks, offset, count, queries, at, out, to)
+
+    @njit(nogil=True)
+    def screen_bucket(squared, at, products, to, roots, first, shape, limit, slack):
+        """Return uint32 whose bit j is set where point j of a bucket may have a large residual covariance with a query.
+
+        That is where limit * root_j - |K_j - product_j| ≤ slack in float32 or is no number, with K_j the correlation at
+        squared_j, computed within SINGLE_ERROR.
+        squared: float64 flat, scaled, from `at` on. products: float32 flat, from `to` on. roots: float32 flat, from `first`
+        on. shape: float32 (4,), see `kernels.kernel_shape`. limit, slack: float32.
+        """
+        return _screen_bucket(squared, at, products, to, roots, first, shape, np.float32(limit), np.float32(slack))
+
+    @njit(nogil=True)
+    def multiply_rows(rows, at, others, starts, width, out):
+        """Write to out[:PAIRS] the inner products of one row with four others; float64.
+
+        rows, others: flat; the row is rows[at : at + width], the others start at `starts`, a tuple of PAIRS ints.
+        width: a multiple of COLUMNS. Every product is summed in one order: by column modulo 8, then these eight in halves.
+        """
+        _multiply_rows(rows, at, others, starts, width, out)
 
     @njit(nogil=True)
     def fit_below(products, at, halves, first, bound):

@@ -1,11 +1,11 @@
-"""Neighbors under the residual correlation, with a certificate: learn a gate, scan behind it, audit, widen where it failed.
+"""Neighbors under the residual correlation, with a certificate: learn a gate, audit it, widen it where it fails, use it.
 
 1. The k-th scaled distance of every query is its local scale (plain Euclidean search).
-2. The true neighbors of a few hundred random queries teach the lookup how far to look.
-3. All queries scan what their gates let through.
-4. Other random queries are scanned in full; what they miss bounds the recall of the whole graph.
-5. Below the asked recall the gate widens for the local scales that missed, only those queries are scanned again, and a fresh
-   sample judges. After two widenings, or where it is cheaper from the start, everything is scanned in full.
+2. Random queries are scanned in full. Some teach the lookup how far to look; for the others, what the gate would have kept
+   out of their true neighbors bounds the recall of all queries behind it. All of these rows are exact from here on.
+3. Below the asked recall the gate widens for the local scales that missed, and a fresh sample judges. After two widenings,
+   or where it is cheaper from the start, everything is scanned in full.
+4. The other queries scan what their gates let through.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from pcct_core.gate import scan_gated
 from pcct_core.lookup import GateLookup, learn_lookup
 from pcct_core.nearest import predecessor_levels, search_points
 from pcct_core.parallel import Crew
-from pcct_core.residual import Factors, add_filter, factors_below, make_factors, without_filter
+from pcct_core.residual import Factors, Screen, choose_inducing, make_factors, make_screen
 from pcct_core.search import Queries, count_groups
 from pcct_core.spec import Accuracy, GraphSpec, Residual
 from pcct_core.telemetry import Telemetry
 from pcct_core.topk import NO_ID
 
-_TAUGHT = 512  # queries that teach the lookup
+_TAUGHT = 768  # queries that teach the lookup
 _ROUNDS = (0.9, 0.05, 0.05)  # share of the error probability spent on each audit: their sum bounds that of the last one
 _WIDEN = 1.3
-_BEHIND_GATE = 2000  # candidates per query that a gate lets a team meet, for the choice of the cheaper way
+_BEHIND_GATE = 4000  # pairs that cost as much as what one query meets behind a gate, for the choice of the cheaper way
 
 
 class _Level(NamedTuple):
@@ -46,29 +46,16 @@ class _Found(NamedTuple):
 
 
 @dataclass
-class _Pass:
-    """One scan: the marked rows, behind gates by row, into `found`; full when no gate keeps anything out.
-
-    kept: pairs that passed the gates.
-    """
-
-    rows: NDArray[np.bool_]
-    gates: NDArray[np.float64]
-    found: _Found
-    phase: str
-    full: bool = False
-    kept: int = 0
-
-
-@dataclass
 class _Task:
-    """One graph in the making: what is searched and what is allowed. n rows, k neighbors wanted."""
+    """One graph in the making: what is searched and what is allowed. n rows, k neighbors wanted; found is filled by scans."""
 
     factors: Factors
+    whole: Screen
     levels: list[_Level]
     limit: NDArray[np.int32]
     itself: NDArray[np.int32]
     k: int
+    found: _Found
     crew: Crew
     telemetry: Telemetry
 
@@ -77,55 +64,49 @@ class _Task:
         """Number of rows."""
         return len(self.limit)
 
-    def empty(self) -> _Found:
-        """Return arrays for neighbors and distances."""
-        return _Found(np.empty((self.n, self.k), np.int32), np.empty((self.n, self.k)))
-
-    def sweep(self, *passes: _Pass) -> None:
-        """Do the scans, level by level: the factors of a level are laid out once for all of them."""
-        for each in passes:
-            rows = [np.count_nonzero(each.rows[own]) for _, own in self.levels]
-            self.crew.expect(each.phase, sum(count_groups(int(count)) for count in rows))
-        for tree, own in self.levels:
+    def scan(self, wanted: NDArray[np.bool_], gates: NDArray[np.float64], phase: str) -> int:
+        """Scan the wanted rows, bool (n,), behind gates, float64 (n,), inf for none; return how many pairs passed them."""
+        rows = [own[wanted[own]] for _, own in self.levels]
+        self.crew.expect(phase, sum(count_groups(len(some)) for some in rows))
+        kept = 0
+        for (tree, _), some in zip(self.levels, rows, strict=True):
             with self.telemetry.phase("factors"):
-                stored = self.factors if tree.n == self.n else factors_below(self.factors, tree, self.crew)
-            for each in passes:
-                with self.telemetry.phase(each.phase):
-                    queries = Queries(self.factors.points, own[each.rows[own]], self.limit, self.itself)
-                    each.kept += scan_gated(
-                        tree,
-                        stored if each.full else without_filter(stored),
-                        queries,
-                        self.factors,
-                        each.gates,
-                        self.k,
-                        *each.found,
-                        self.crew,
-                        each.phase,
-                    )
+                screen = self.whole if tree.n == self.n else make_screen(self.factors, tree, self.crew)
+            with self.telemetry.phase(phase):
+                queries = Queries(self.factors.points, some, self.limit, self.itself)
+                kept += scan_gated(
+                    tree,
+                    screen,
+                    self.factors,
+                    queries,
+                    self.factors,
+                    gates,
+                    self.k,
+                    *self.found,
+                    self.crew,
+                    phase,
+                )
+        return kept
 
-    def in_full(self, rows: NDArray[np.int64], phase: str) -> _Pass:
-        """Return a pass that scans the given rows in full, into arrays of its own."""
-        return _Pass(self.marked(rows), np.full(self.n, np.inf), self.empty(), phase, full=True)
+    def scan_in_full(self, rows: NDArray[np.int64], phase: str) -> None:
+        """Write the exact answers of the given rows."""
+        wanted = np.zeros(self.n, bool)
+        wanted[rows] = True
+        self.scan(wanted, np.full(self.n, np.inf), phase)
 
-    def marked(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Return a mask of the given rows."""
-        mask = np.zeros(self.n, bool)
-        mask[rows] = True
-        return mask
-
-    def local_scales(self, found: _Found) -> NDArray[np.float64]:
-        """Return the k-th scaled distance of every row, inf where fewer than k are allowed. found: scratch."""
+    def local_scales(self) -> NDArray[np.float64]:
+        """Return the k-th scaled distance of every row, inf where fewer than k are allowed; uses `found` as scratch."""
         with self.telemetry.phase("scales"):
             self.crew.expect("search", sum(count_groups(len(rows)) for _, rows in self.levels))
             for tree, rows in self.levels:
                 queries = Queries(self.factors.points, rows, self.limit, self.itself)
-                search_points(tree, queries, self.k, *found, self.crew)
-        return found.distances[:, -1].copy()
+                search_points(tree, queries, self.k, *self.found, self.crew)
+        return self.found.distances[:, -1].copy()
 
-    def pairs(self) -> int:
-        """Return how many pairs could be neighbors."""
-        return int(np.minimum(self.limit, self.n).sum(dtype=np.int64)) - int((self.itself >= 0).sum())
+    def pairs(self, rows: NDArray[np.bool_] | None = None) -> int:
+        """Return how many pairs could be neighbors, of all rows or of the marked ones, bool (n,)."""
+        allowed = np.minimum(self.limit, self.n).astype(np.int64) - (self.itself >= 0)
+        return int(allowed.sum() if rows is None else allowed[rows].sum())
 
 
 class Outcome(NamedTuple):
@@ -166,10 +147,28 @@ def find_residual(
         )
     task = _make_task(points, rows, metric, spec, crew, telemetry)
     if not isinstance(accuracy, Accuracy) or not gated:
-        return _scan_in_full(task, 0)
+        return _scan_everything(task, 0)
     if spec.gate == "auto" and not _gate_pays(task, accuracy, lookup):
-        return _scan_in_full(task, 0)
+        return _scan_everything(task, 0)
     return _scan_behind_gate(task, accuracy, lookup, kernel)
+
+
+def scan_behind_gates(
+    points: NDArray[np.float64],
+    rows: NDArray[np.int64],
+    spec: GraphSpec,
+    gates: NDArray[np.float64],
+    crew: Crew,
+    telemetry: Telemetry,
+) -> tuple[NDArray[np.int32], NDArray[np.float64], int]:
+    """Scan every row behind the given gate, float64 (n,), and trust it; other arguments as in `find_residual`.
+
+    Returns neighbors, distances and how many pairs passed.
+    """
+    assert isinstance(spec.metric, Residual)  # noqa: S101
+    task = _make_task(points, rows, spec.metric, spec, crew, telemetry)
+    kept = task.scan(np.ones(task.n, bool), gates, "scan")
+    return *task.found, kept
 
 
 def _make_task(
@@ -180,18 +179,21 @@ def _make_task(
     crew: Crew,
     telemetry: Telemetry,
 ) -> _Task:
-    n = len(rows)
+    n, placed = len(rows), points[rows]
     if spec.kind == "vecchia":
-        levels = [_Level(*level) for level in predecessor_levels(points[rows], crew, telemetry)]
+        levels = [_Level(*level) for level in predecessor_levels(placed, crew, telemetry)]
         limit, itself = np.arange(n, dtype=np.int32), np.full(n, -1, np.int32)
     else:
         with telemetry.phase("tree"):
-            tree = build_tree(points[rows], crew)
+            tree = build_tree(placed, crew)
         levels = [_Level(tree, tree.ids[:n])]
         limit, itself = np.full(n, NO_ID, np.int32), np.arange(n, dtype=np.int32)
     with telemetry.phase("factors"):
-        factors = add_filter(make_factors(points, rows, levels[0].tree, metric, crew))
-    return _Task(factors, levels, limit, itself, spec.k, crew, telemetry)
+        inducing = choose_inducing(points, metric, crew)
+        factors = make_factors(placed, levels[0].tree, rows, metric, inducing, crew)
+        screen = make_screen(factors, levels[0].tree, crew)
+    found = _Found(np.empty((n, spec.k), np.int32), np.empty((n, spec.k)))
+    return _Task(factors, screen, levels, limit, itself, spec.k, found, crew, telemetry)
 
 
 def _audit_rows(accuracy: Accuracy, share: float) -> int:
@@ -199,17 +201,13 @@ def _audit_rows(accuracy: Accuracy, share: float) -> int:
 
 
 def _gate_pays(task: _Task, accuracy: Accuracy, lookup: GateLookup | None) -> bool:
-    """Return True when learning, scanning behind a gate and auditing meet fewer pairs than scanning in full."""
-    pairs = task.pairs()
+    """Return True when learning, auditing and scanning behind a gate cost less than scanning everything in full."""
     sampled = _audit_rows(accuracy, _ROUNDS[0]) + (_TAUGHT if lookup is None else 0)
-    if 2 * sampled > task.n:
-        return False
-    return sampled * (pairs / task.n) + task.n * _BEHIND_GATE < pairs
+    return 2 * sampled <= task.n and task.n * _BEHIND_GATE < task.pairs()
 
 
-def _scan_in_full(task: _Task, widenings: int) -> Outcome:
-    everything = task.in_full(np.arange(task.n), "scan")
-    task.sweep(everything)
+def _scan_everything(task: _Task, widenings: int) -> Outcome:
+    task.scan_in_full(np.arange(task.n), "scan")
     pairs = task.pairs()
     certificate = Certificate(
         "dense",
@@ -220,32 +218,34 @@ def _scan_in_full(task: _Task, widenings: int) -> Outcome:
         gate1_pruned=0,
         gate1_widenings=widenings,
     )
-    return Outcome(*everything.found, certificate, None)
+    return Outcome(*task.found, certificate, None)
 
 
 def _scan_behind_gate(task: _Task, accuracy: Accuracy, lookup: GateLookup | None, kernel: str) -> Outcome:
-    found = task.empty()
-    scales = task.local_scales(found)
+    scales = task.local_scales()
     # One fixed generator: the same input draws the same samples, and gives the same bytes.
     shuffled = np.random.default_rng(0).permutation(task.n)
-    if lookup is None:
-        taught, shuffled = shuffled[:_TAUGHT], shuffled[_TAUGHT:]
-        lookup = _teach(task, taught, scales, kernel)
-    stale = np.ones(task.n, bool)
-    kept = 0
+    rest = np.ones(task.n, bool)
+    taught = 0 if lookup is not None else _TAUGHT
     for widenings, share in enumerate(_ROUNDS):
         size = _audit_rows(accuracy, share)
-        if size > len(shuffled):
+        if taught + size > len(shuffled):
             break
-        audited, shuffled = shuffled[:size], shuffled[size:]
-        scan, audit = _Pass(stale, lookup.radii(scales), found, "scan"), task.in_full(audited, "audit")
-        task.sweep(scan, audit)
-        kept += scan.kept
-        missed = _count_missed(audited, found, audit.found)
+        sample, shuffled = shuffled[: taught + size], shuffled[taught + size :]
+        task.scan_in_full(sample, "audit")
+        rest[sample] = False
+        if lookup is None:
+            lessons = sample[:taught]
+            lookup = lookup_from_rows(
+                task.factors.points, lessons, task.found.neighbors[lessons], scales[lessons], kernel
+            )
+        audited, taught = sample[taught:], 0
+        gates = lookup.radii(scales)
+        missed = count_kept_out(task.factors.points, audited, task.found.neighbors[audited], gates[audited])
         losses = missed / np.minimum(task.k, np.maximum(1, np.minimum(task.limit[audited], task.n - 1)))
         lower = recall_lower_bound(losses, (1.0 - accuracy.confidence) * share)
         if lower >= accuracy.recall:
-            pairs = task.pairs()
+            kept, pairs = task.scan(rest, gates, "scan"), task.pairs(rest)
             certificate = Certificate(
                 "gated",
                 "float64",
@@ -258,23 +258,15 @@ def _scan_behind_gate(task: _Task, accuracy: Accuracy, lookup: GateLookup | None
                 degenerate_rows=task.factors.degenerate,
                 gate1_candidates=pairs,
                 gate1_kept=kept,
-                gate1_pruned=max(0, pairs - kept),
+                gate1_pruned=pairs - kept,
                 gate1_false_negatives=int(missed.sum()),
                 gate1_widenings=widenings,
             )
-            return Outcome(*found, certificate, lookup)
+            return Outcome(*task.found, certificate, lookup)
         failing = np.zeros(len(lookup.multiples), bool)
         failing[lookup.bins(scales[audited[missed > 0]])] = True
         lookup = lookup.widened(failing, _WIDEN)
-        stale = failing[lookup.bins(scales)]
-    return _scan_in_full(task, len(_ROUNDS) - 1)
-
-
-def _teach(task: _Task, rows: NDArray[np.int64], scales: NDArray[np.float64], kernel: str) -> GateLookup:
-    """Return the lookup learned from the true neighbors of some rows."""
-    lesson = task.in_full(rows, "learn")
-    task.sweep(lesson)
-    return lookup_from_rows(task.factors.points, rows, lesson.found.neighbors[rows], scales[rows], kernel)
+    return _scan_everything(task, len(_ROUNDS) - 1)
 
 
 def lookup_from_rows(
@@ -300,10 +292,21 @@ def lookup_from_rows(
     return learn_lookup(scales, needed, kernel, neighbors.shape[1])
 
 
-def _count_missed(rows: NDArray[np.int64], found: _Found, true: _Found) -> NDArray[np.int64]:
-    """Return how many true neighbors each audited row lacks; one that is as far as its k-th is a tie and not missed."""
+def count_kept_out(
+    points: NDArray[np.float64], rows: NDArray[np.int64], neighbors: NDArray[np.int32], gates: NDArray[np.float64]
+) -> NDArray[np.int64]:
+    """Return how many true neighbors of each row are beyond its gate, computed as the scan does.
+
+    points: float64 (n, d), over the lengthscales, in row order. rows: int64 (t,). neighbors: int32 (t, k), -1 where there
+    is none. gates: float64 (t,).
+    """
     missed = np.zeros(len(rows), np.int64)
-    for i, row in enumerate(rows):
-        nearer = true.neighbors[row][true.distances[row] < found.distances[row, -1]]
-        missed[i] = np.count_nonzero(~np.isin(nearer, found.neighbors[row]))
+    limits = gates * gates
+    for column in range(neighbors.shape[1]):
+        entries = neighbors[:, column]
+        squared = np.zeros(len(rows))
+        for c in range(points.shape[1]):
+            gap = points[entries, c] - points[rows, c]
+            squared += gap * gap
+        missed += (entries >= 0) & (squared > limits)
     return missed

@@ -4,7 +4,7 @@ import pytest
 import pcct_core as pc
 from pcct_core.build import build_tree
 from pcct_core.parallel import Crew
-from pcct_core.residual import factors_below, make_factors
+from pcct_core.residual import choose_inducing, make_factors, make_screen
 from pcct_core.simd import LANES
 from pcct_core.spec import KERNELS
 from tests import naive
@@ -24,13 +24,13 @@ def factors_of(X, metric, crew, rows=None):
     """The factors that a graph of X would use, its rows in the given order."""
     rows = np.arange(len(X)) if rows is None else rows
     scaled = X / np.asarray(metric.kernel.lengthscale)
-    return make_factors(scaled, rows, build_tree(scaled[rows], crew), metric, crew)
+    tree = build_tree(scaled[rows], crew)
+    return make_factors(scaled[rows], tree, rows, metric, choose_inducing(scaled, metric, crew), crew)
 
 
 def explained(factors):
-    """V, (n, m), out of the blocks."""
-    blocks = factors.blocks.reshape(-1, factors.m, LANES)
-    return blocks[factors.place // LANES, :, factors.place % LANES]
+    """V, (n, m), in the order of the rows."""
+    return factors.explained.reshape(-1, factors.width)[factors.place, : factors.m]
 
 
 def check(factors, X, inducing, metric):
@@ -106,7 +106,7 @@ class TestFromInducingPoints:
         many = factors_of(X, metric, crew)
         with Crew(1) as alone:
             one = factors_of(X, metric, alone)
-        assert one.blocks.tobytes() == many.blocks.tobytes()
+        assert one.explained.tobytes() == many.explained.tobytes()
         assert one.p.tobytes() == many.p.tobytes()
 
 
@@ -122,25 +122,46 @@ def test_given_factors_are_taken_as_they_are(m, crew):
     assert (factors.m, factors.degenerate) == (m, 0)
 
 
-@pytest.mark.parametrize("given", [False, True])
-@pytest.mark.parametrize("first", [1, 31, 32, 33, 500, 899])
-def test_factors_below_are_those_of_the_smaller_tree(first, given, crew):
-    X = points(900)
-    metric = pc.Residual(pc.Matern52(0.3), inducing=X[:70], jitter=1e-3)
-    if given:
-        metric = pc.Residual.from_factors(
-            *naive.residual_factors(X, X[:70], "matern52", 0.3, jitter=1e-3), pc.Matern52(0.3)
-        )
-    whole = factors_of(X, metric, crew)
-    below = factors_below(whole, build_tree((X / 0.3)[:first], crew), crew)
-    np.testing.assert_array_equal(explained(below), explained(whole)[:first])
-    np.testing.assert_array_equal(below.p, whole.p[:first])
-    np.testing.assert_array_equal(below.points, whole.points[:first])
-    filled = np.zeros(len(below.blocks) // below.m, bool)
-    filled[below.place] = True
-    empty = below.blocks.reshape(-1, below.m, LANES).transpose(0, 2, 1).reshape(-1, below.m)[~filled]
-    assert not empty.any()
-    if not given and first >= metric.inducing.array.shape[0]:
-        small = factors_of(X[:first], metric, crew)
-        np.testing.assert_array_equal(small.place, below.place)
-        np.testing.assert_allclose(small.blocks, below.blocks, atol=1e-12)
+@pytest.mark.parametrize("m", [1, 8, 60, 70])
+def test_columns_behind_the_last_are_zero(m, crew):
+    X = points(300)
+    factors = factors_of(X, pc.Residual(pc.Matern52(0.3), inducing=X[:m], jitter=1e-3), crew)
+    assert factors.width % 8 == 0
+    assert not factors.explained.reshape(-1, factors.width)[:, m:].any()
+
+
+@pytest.mark.jitless
+@pytest.mark.parametrize("variance", [1.0, 1e-60, 1e60])
+@pytest.mark.parametrize("first", [1, 31, 33, 90])
+def test_make_screen_lays_out_the_first_rows_in_units_of_the_variance(first, variance, crew):
+    X = points(90)
+    factors = factors_of(X, pc.Residual(pc.Matern52(0.3, variance), inducing=X[:21], jitter=1e-3), crew)
+    tree = build_tree((X / 0.3)[:first], crew)
+    screen = make_screen(factors, tree, crew)
+    blocks = screen.blocks.reshape(-1, factors.m, LANES)
+    for place, index in enumerate(tree.ids):
+        column, root = blocks[place // LANES, :, place % LANES], screen.roots[place]
+        if index >= first:
+            assert not column.any()
+            continue
+        np.testing.assert_allclose(column, explained(factors)[index] / np.sqrt(variance), rtol=2e-7, atol=1e-38)
+        exact = np.sqrt(factors.p[index] / variance)
+        assert exact * (1 - 1e-6) < root <= exact
+
+
+@pytest.mark.parametrize("m", [3, 100, 300])
+@pytest.mark.parametrize("kernel", list(KERNELS))
+def test_slack_covers_the_difference_of_float32_and_float64(kernel, m, crew):
+    rng = np.random.default_rng(m)
+    X = points(800)
+    factors = factors_of(X, pc.Residual(KERNELS[kernel](0.3), inducing=X[:m], jitter=1e-3), crew)
+    tree = build_tree(X / 0.3, crew)
+    screen = make_screen(factors, tree, crew)
+    V, single = explained(factors), explained(factors).astype(np.float32)
+    rows, others = rng.integers(0, len(X), (2, 4000))
+    exact = np.einsum("ij,ij->i", V[rows], V[others])
+    rounded = np.zeros(len(rows), np.float32)
+    for column in range(m):
+        rounded += single[rows, column] * single[others, column]
+    assert 0 < np.abs(rounded - exact).max() < screen.slack
+    assert screen.slack < 2e-5

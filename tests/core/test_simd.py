@@ -3,7 +3,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pcct_core.simd import LANES, drop_lowest_bit, lowest_bit, order_rows, reach_box, scan_bucket
+from pcct_core.kernels import correlate, kernel_shape, make_scratch
+from pcct_core.simd import (
+    LANES,
+    PAIRS,
+    QUERIES,
+    SINGLE_ERROR,
+    drop_lowest_bit,
+    lowest_bit,
+    multiply_rows,
+    order_rows,
+    project_bucket,
+    reach_box,
+    scan_bucket,
+    screen_bucket,
+)
 
 DTYPES = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 
@@ -91,6 +105,78 @@ def test_order_rows_exchanges_by_distance_then_index(dtype):
     ]
     assert found == expected
     np.testing.assert_array_equal(distances[[0, 2]], before)
+
+
+@pytest.mark.jitless
+@DTYPES
+@pytest.mark.parametrize("count", [1, 5, 64])
+def test_project_bucket_adds_inner_products(count, dtype):
+    rng = np.random.default_rng(count)
+    blocks, queries = rng.normal(size=(3, count, LANES)).astype(dtype), rng.normal(size=(QUERIES, count)).astype(dtype)
+    out = rng.normal(size=(QUERIES + 1, LANES)).astype(dtype)
+    before = out.copy()
+    at, to = tuple(range(0, QUERIES * count, count)), tuple(range(LANES, (QUERIES + 1) * LANES, LANES))
+    project_bucket(blocks.ravel(), count * LANES, count, queries.ravel(), at, out.ravel(), to)
+    np.testing.assert_allclose(
+        out[1:], before[1:] + queries @ blocks[1], rtol=0, atol=1e-4 if dtype == np.float32 else 1e-13
+    )
+    np.testing.assert_array_equal(out[0], before[0])
+
+
+@pytest.mark.jitless
+@pytest.mark.parametrize("width", [8, 16, 104])
+def test_multiply_rows_gives_a_pair_the_same_bits_in_every_company(width):
+    rng = np.random.default_rng(width)
+    own, others = rng.normal(size=3 * width), rng.normal(size=(9, width))
+    out = np.empty(PAIRS)
+    found = {}
+    for starts in ((0, 1, 2, 3), (8, 8, 5, 0), (3, 2, 1, 0), (7, 6, 5, 4)):
+        multiply_rows(own, width, others.ravel(), tuple(start * width for start in starts), width, out)
+        for start, product in zip(starts, out, strict=True):
+            assert found.setdefault(start, product) == product
+            np.testing.assert_allclose(product, own[width : 2 * width] @ others[start], atol=1e-12)
+    assert len(found) == 9
+
+
+@pytest.mark.jitless
+@pytest.mark.parametrize("code", range(4))
+class TestScreenBucket:
+    def squared(self, rng):
+        return np.concatenate(
+            [10.0 ** rng.uniform(-12, 3, LANES), rng.uniform(0, 60, LANES), [0.0, 1e300, np.inf] + [1e7] * (LANES - 3)]
+        )
+
+    def correlations(self, code, squared):
+        out = np.empty(LANES)
+        correlate(code, np.minimum(squared, 1e6), make_scratch(), out)
+        return out
+
+    def test_correlations_are_within_the_error_that_is_allowed_for(self, code):
+        rng = np.random.default_rng(code)
+        for start in range(0, 3 * LANES, LANES):
+            squared = self.squared(rng)
+            products = self.correlations(code, squared[start : start + LANES]).astype(np.float32)
+            mask = screen_bucket(
+                squared, start, products, 0, np.ones(LANES, np.float32), 0, kernel_shape(code), SINGLE_ERROR, 0.0
+            )
+            assert mask == 0
+
+    def test_keeps_what_may_reach_the_limit(self, code):
+        rng = np.random.default_rng(code)
+        squared = rng.uniform(0, 3, 2 * LANES)
+        products, roots = rng.normal(size=3 * LANES).astype(np.float32), rng.random(2 * LANES).astype(np.float32)
+        residuals = np.abs(self.correlations(code, squared[LANES:]) - products[:LANES])
+        for limit, slack in ((1.0, 1e-5), (0.4, 1e-5), (-1.0, 1e-5), (3.0, 0.5)):
+            mask = screen_bucket(squared, LANES, products, 0, roots, LANES, kernel_shape(code), limit, slack)
+            assert mask == packed(limit * roots[LANES:] - residuals <= slack)
+
+    def test_rules_nothing_out_where_products_overflow(self, code):
+        products = np.full(LANES, np.inf, np.float32)
+        products[::2] = np.nan
+        mask = screen_bucket(
+            np.ones(LANES), 0, products, 0, np.ones(LANES, np.float32), 0, kernel_shape(code), 1.0, np.inf
+        )
+        assert mask == 2**LANES - 1
 
 
 @pytest.mark.jitless
