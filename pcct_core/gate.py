@@ -42,8 +42,8 @@ _DOWN = 1.0 - 2.0**-20  # takes more off a limit than float32 can add to it and 
 class _Room(NamedTuple):
     """Scratch of one group and one bucket.
 
-    explained: float32 flat (LANES * m), V of the queries in units of the variance. home: int64 (LANES,), where their rows of V in float64 start.
-    own: float64 (LANES,), their residual variances. gates: float64 (LANES,), squared.
+    explained: float32 flat (LANES * m), V of the queries in units of the variance. home: int64 (LANES,), where their rows of
+    V in float64 start. own: float64 (LANES,), their residual variances. gates: float64 (LANES,), squared.
     squared: float64 flat (LANES * LANES), by query. products: float32, the same, and a spare row.
     near: uint32 (LANES,), points that a query must look at. active: int64 (LANES + QUERIES,), queries that have any.
     values: float64 (LANES,). exact: float64 (PAIRS,). places: int64 (LANES + PAIRS,). kernel: see `kernels.correlate`.
