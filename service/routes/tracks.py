@@ -204,14 +204,17 @@ async def refresh_track(track_id: TrackId, request: Request, backend: InBackend)
 
 async def _followed(
     track_id: TrackId, backend: InBackend, last_event_id: Annotated[str | None, Header()] = None
-) -> AsyncIterator[TrackEvent]:
-    """Return the events of a track; raises what must be known before the answer starts."""
+) -> AsyncIterator[AsyncIterator[TrackEvent]]:
+    """Give the events of a track, and close them behind the answer; raises what must be known before it starts."""
     if last_event_id is not None and re.fullmatch(r"\d{1,19}(-\d{1,19})?", last_event_id, re.ASCII) is None:
         raise InvalidParameter(
             f"Last-Event-ID is {last_event_id!r}; send the id of an event, or leave it out", "Last-Event-ID"
         )
     await backend.tracks.track(track_id)
-    return backend.tracks.events(track_id, last_event_id or _OLDEST)
+    events = backend.tracks.events(track_id, last_event_id or _OLDEST)
+    # Here and not in the route: FastAPI leaves a stream's generator to the garbage collector when the client goes.
+    async with aclosing(cast("AsyncGenerator[TrackEvent, None]", events)):
+        yield events
 
 
 @router.get("/{track_id}/events", response_class=EventSourceResponse)
@@ -224,10 +227,9 @@ async def read_events(
     """
     # A store that goes away ends the stream; the client connects again and goes on behind the last event it has.
     with suppress(RedisError, UnknownTrack):
-        async with aclosing(cast("AsyncGenerator[TrackEvent, None]", events)):
-            while (event := await wait_unless(anext(events, None), backend.stopping)) is not None:
-                data = event.data | ({"error": _problem(event.data["error"])} if "error" in event.data else {})
-                yield ServerSentEvent(event=event.name, id=event.id, data=data)
+        while (event := await wait_unless(anext(events, None), backend.stopping)) is not None:
+            data = event.data | ({"error": _problem(event.data["error"])} if "error" in event.data else {})
+            yield ServerSentEvent(event=event.name, id=event.id, data=data)
 
 
 async def _wait(
