@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pcct_core.certificate import Certificate
-from pcct_core.errors import InvalidSpec
+from pcct_core.errors import InvalidInput, InvalidSpec
 from pcct_core.lookup import GateLookup
 from pcct_core.nearest import find_neighbors, find_predecessors
 from pcct_core.order import order_points
@@ -87,6 +87,7 @@ def build_graph(
     cancel: CancelToken | None = None,
     threads: int | None = None,
     lookup: GateLookup | None = None,
+    previous: Graph | None = None,
 ) -> Graph:
     """Build the graph that spec asks for on the points X.
 
@@ -95,6 +96,10 @@ def build_graph(
     cancel:   checked as often; once set, the build stops and raises Cancelled.
     threads:  number of worker threads, None for one per core.
     lookup:   residual metric only: the gate's lookup of an earlier graph of these points, which saves learning one.
+    previous: residual metric only: an earlier graph of these points, of the same kind and order and at least as many
+              neighbors, under other hyperparameters. Its neighbors say how far to look, which is nearer than a lookup says.
+              The certificate is earned anew. With a lookup or a previous graph, those few neighbors that a gate misses may
+              be others than without: leave both out where the same specification must give the same bytes.
     Raises InvalidPoints or InvalidSpec for input that cannot be used, NotPositiveDefinite, Cancelled.
     """
     points = as_points(X)
@@ -110,7 +115,9 @@ def build_graph(
         telemetry.counts.update(n=points.shape[0], d=points.shape[1], k=spec.k, threads=crew.threads)
         if isinstance(spec.metric, Residual):
             rows = np.arange(len(points)) if order is None else order
-            found = find_residual(embedded.astype(np.float64, copy=False), rows, spec, lookup, crew, telemetry)
+            followed = _followed(previous, len(points), order, spec)
+            scaled = embedded.astype(np.float64, copy=False)
+            found = find_residual(scaled, rows, spec, lookup, followed, crew, telemetry)
             return Graph(found.neighbors, found.distances, order, spec, found.certificate, telemetry, found.lookup)
         neighbors = np.empty((len(points), spec.k), np.int32)
         distances = np.empty((len(points), spec.k), embedded.dtype)
@@ -157,6 +164,23 @@ def vecchia_graph(
     """
     spec = GraphSpec(kind="vecchia", k=k, metric=_metric(metric), order=order, seed=seed, accuracy=accuracy, gate=gate)
     return build_graph(X, spec, progress=progress, cancel=cancel, threads=threads)
+
+
+def _followed(
+    previous: Graph | None, n: int, order: NDArray[np.int64] | None, spec: GraphSpec
+) -> NDArray[np.int32] | None:
+    """Return the neighbors of the previous graph; raises InvalidInput for one with other rows or fewer neighbors."""
+    if previous is None:
+        return None
+    if (previous.spec.kind, previous.spec.k >= spec.k) != (spec.kind, True):
+        raise InvalidInput(
+            f"the previous graph is {previous.spec.kind} with k = {previous.spec.k}, this one {spec.kind} with k = {spec.k}; "
+            "give one of the same kind with at least as many neighbors, or none"
+        )
+    same_order = order is None or np.array_equal(order, previous.order if previous.order is not None else ())
+    if len(previous.neighbors) != n or not same_order:
+        raise InvalidInput("the previous graph has other points in its rows; give one with the same order, or none")
+    return previous.neighbors
 
 
 def _embed(points: Points, metric: Metric, crew: Crew) -> Points:

@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,7 @@ from pcct_core.topk import NO_ID
 _TAUGHT = 768  # queries that teach the lookup
 _ROUNDS = (0.9, 0.05, 0.05)  # share of the error probability spent on each audit: their sum bounds that of the last one
 _WIDEN = 1.3
+_FOLLOWED = 1.3  # gate over how far the neighbors of the previous graph are: see docs/CORE_IMPLEMENTATIONS.md
 _BEHIND_GATE = 4000  # pairs that cost as much as what one query meets behind a gate, for the choice of the cheaper way
 
 
@@ -126,13 +127,15 @@ def find_residual(
     rows: NDArray[np.int64],
     spec: GraphSpec,
     lookup: GateLookup | None,
+    previous: NDArray[np.int32] | None,
     crew: Crew,
     telemetry: Telemetry,
 ) -> Outcome:
     """Find the k nearest of every row under the residual metric, to the accuracy that spec asks for.
 
     points: float64 (n, d), over the lengthscales. rows: int64 (n,), the point of each row: the order of a Vecchia graph.
-    lookup: from an earlier graph of the same points, or None.
+    lookup: from an earlier graph of the same points, or None. previous: int32 (n, k), the neighbors in an earlier graph of
+    the same rows, or None; where they lie decides how far each row looks, and no lookup is needed.
     Raises InvalidSpec when spec asks for a given lookup and there is none that fits, NotPositiveDefinite, Cancelled.
     """
     metric, accuracy = spec.metric, spec.accuracy
@@ -141,16 +144,17 @@ def find_residual(
     if lookup is not None and not lookup.fits(kernel, spec.k):
         lookup = None
     gated = isinstance(accuracy, Accuracy) and spec.gate != "off"
-    if gated and spec.gate == "lookup" and lookup is None:
+    if gated and spec.gate == "lookup" and lookup is None and previous is None:
         raise InvalidSpec(
             "gate is 'lookup', but there is none for this kernel and k; use 'auto' once to learn it", "gate"
         )
     task = _make_task(points, rows, metric, spec, crew, telemetry)
     if not isinstance(accuracy, Accuracy) or not gated:
         return _scan_everything(task, 0)
-    if spec.gate == "auto" and not _gate_pays(task, accuracy, lookup):
+    known = lookup is not None or previous is not None
+    if spec.gate == "auto" and not _gate_pays(task, accuracy, 0 if known else _TAUGHT):
         return _scan_everything(task, 0)
-    return _scan_behind_gate(task, accuracy, lookup, kernel)
+    return _scan_behind_gate(task, accuracy, _make_gate(task, lookup, previous, kernel))
 
 
 def scan_behind_gates(
@@ -200,9 +204,9 @@ def _audit_rows(accuracy: Accuracy, share: float) -> int:
     return audit_size(accuracy.recall, (1.0 - accuracy.confidence) * share)
 
 
-def _gate_pays(task: _Task, accuracy: Accuracy, lookup: GateLookup | None) -> bool:
+def _gate_pays(task: _Task, accuracy: Accuracy, taught: int) -> bool:
     """Return True when learning, auditing and scanning behind a gate cost less than scanning everything in full."""
-    sampled = _audit_rows(accuracy, _ROUNDS[0]) + (_TAUGHT if lookup is None else 0)
+    sampled = _audit_rows(accuracy, _ROUNDS[0]) + taught
     return 2 * sampled <= task.n and task.n * _BEHIND_GATE < task.pairs()
 
 
@@ -221,31 +225,67 @@ def _scan_everything(task: _Task, widenings: int) -> Outcome:
     return Outcome(*task.found, certificate, None)
 
 
-def _scan_behind_gate(task: _Task, accuracy: Accuracy, lookup: GateLookup | None, kernel: str) -> Outcome:
+@dataclass
+class _Gate:
+    """How far each row may look: radii, float64 (n,), in scaled distance; widened where an audit finds them too short.
+
+    taught: rows that must teach the lookup first. lookup: None until then, and where the radii follow a previous graph.
+    """
+
+    kernel: str
+    taught: int
+    scales: NDArray[np.float64] | None
+    lookup: GateLookup | None
+    radii: NDArray[np.float64]
+
+    def learn(self, task: _Task, rows: NDArray[np.int64]) -> None:
+        """Make the lookup from rows that were scanned in full."""
+        assert self.scales is not None  # noqa: S101  (a gate that learns has them)
+        neighbors = task.found.neighbors[rows]
+        self.lookup = lookup_from_rows(task.factors.points, rows, neighbors, self.scales[rows], self.kernel)
+        self.taught, self.radii = 0, self.lookup.radii(self.scales)
+
+    def widen(self, rows: NDArray[np.int64]) -> None:
+        """Look farther from rows like those that missed a neighbor."""
+        if self.lookup is None or self.scales is None:
+            self.radii = self.radii * _WIDEN
+            return
+        failing = np.zeros(len(self.lookup.multiples), bool)
+        failing[self.lookup.bins(self.scales[rows])] = True
+        self.lookup = self.lookup.widened(failing, _WIDEN)
+        self.radii = self.lookup.radii(self.scales)
+
+
+def _make_gate(task: _Task, lookup: GateLookup | None, previous: NDArray[np.int32] | None, kernel: str) -> _Gate:
+    if previous is not None:
+        reach = _reach(task.factors.points, np.arange(task.n), previous[:, : task.k])
+        # A row that may choose from fewer than k, or had fewer, looks at all of them.
+        return _Gate(kernel, 0, None, None, np.where(previous[:, task.k - 1] < 0, np.inf, reach * _FOLLOWED))
     scales = task.local_scales()
+    if lookup is not None:
+        return _Gate(kernel, 0, scales, lookup, lookup.radii(scales))
+    return _Gate(kernel, _TAUGHT, scales, None, scales)
+
+
+def _scan_behind_gate(task: _Task, accuracy: Accuracy, gate: _Gate) -> Outcome:
     # One fixed generator: the same input draws the same samples, and gives the same bytes.
     shuffled = np.random.default_rng(0).permutation(task.n)
     rest = np.ones(task.n, bool)
-    taught = 0 if lookup is not None else _TAUGHT
     for widenings, share in enumerate(_ROUNDS):
-        size = _audit_rows(accuracy, share)
+        taught, size = gate.taught, _audit_rows(accuracy, share)
         if taught + size > len(shuffled):
             break
         sample, shuffled = shuffled[: taught + size], shuffled[taught + size :]
         task.scan_in_full(sample, "audit")
         rest[sample] = False
-        if lookup is None:
-            lessons = sample[:taught]
-            lookup = lookup_from_rows(
-                task.factors.points, lessons, task.found.neighbors[lessons], scales[lessons], kernel
-            )
-        audited, taught = sample[taught:], 0
-        gates = lookup.radii(scales)
-        missed = count_kept_out(task.factors.points, audited, task.found.neighbors[audited], gates[audited])
+        if taught:
+            gate.learn(task, sample[:taught])
+        audited = sample[taught:]
+        missed = count_kept_out(task.factors.points, audited, task.found.neighbors[audited], gate.radii[audited])
         losses = missed / np.minimum(task.k, np.maximum(1, np.minimum(task.limit[audited], task.n - 1)))
         lower = recall_lower_bound(losses, (1.0 - accuracy.confidence) * share)
         if lower >= accuracy.recall:
-            kept, pairs = task.scan(rest, gates, "scan"), task.pairs(rest)
+            kept, pairs = task.scan(rest, gate.radii, "scan"), task.pairs(rest)
             certificate = Certificate(
                 "gated",
                 "float64",
@@ -262,10 +302,8 @@ def _scan_behind_gate(task: _Task, accuracy: Accuracy, lookup: GateLookup | None
                 gate1_false_negatives=int(missed.sum()),
                 gate1_widenings=widenings,
             )
-            return Outcome(*task.found, certificate, lookup)
-        failing = np.zeros(len(lookup.multiples), bool)
-        failing[lookup.bins(scales[audited[missed > 0]])] = True
-        lookup = lookup.widened(failing, _WIDEN)
+            return Outcome(*task.found, certificate, gate.lookup)
+        gate.widen(audited[missed > 0])
     return _scan_everything(task, len(_ROUNDS) - 1)
 
 
@@ -283,13 +321,28 @@ def lookup_from_rows(
     """
     counts = np.isfinite(scales)
     rows, neighbors, scales = rows[counts], neighbors[counts], scales[counts]
-    reach = np.zeros(len(rows))
-    for column in range(neighbors.shape[1]):
-        gaps = points[neighbors[:, column]] - points[rows]
-        np.maximum(reach, np.sqrt(np.square(gaps).sum(axis=1)), out=reach)
+    reach = _reach(points, rows, neighbors)
     # Among repeated points a local scale can be zero; such queries need no more than what lies at distance zero.
     needed = np.divide(reach, scales, out=np.ones(len(rows)), where=scales > 0.0)
     return learn_lookup(scales, needed, kernel, neighbors.shape[1])
+
+
+def _reach(points: NDArray[np.float64], rows: NDArray[np.int64], neighbors: NDArray[np.int32]) -> NDArray[np.float64]:
+    """Return how far the farthest neighbor of each row is by scaled distance; -1 is no neighbor."""
+    farthest = np.zeros(len(rows))
+    for entries in neighbors.T:
+        np.maximum(farthest, _squared(points, rows, np.where(entries < 0, rows, entries)), out=farthest)
+    reach: NDArray[np.float64] = np.sqrt(farthest)
+    return reach
+
+
+def _squared(points: NDArray[np.float64], rows: NDArray[np.int64], others: NDArray[Any]) -> NDArray[np.float64]:
+    """Return squared scaled distances between rows and others, pair by pair, in the arithmetic of the scan."""
+    total = np.zeros(len(rows))
+    for column in points.T:
+        gap = column[others] - column[rows]
+        total += gap * gap
+    return total
 
 
 def count_kept_out(
@@ -301,12 +354,6 @@ def count_kept_out(
     is none. gates: float64 (t,).
     """
     missed = np.zeros(len(rows), np.int64)
-    limits = gates * gates
-    for column in range(neighbors.shape[1]):
-        entries = neighbors[:, column]
-        squared = np.zeros(len(rows))
-        for c in range(points.shape[1]):
-            gap = points[entries, c] - points[rows, c]
-            squared += gap * gap
-        missed += (entries >= 0) & (squared > limits)
+    for entries in neighbors.T:
+        missed += (entries >= 0) & (_squared(points, rows, entries) > gates * gates)
     return missed

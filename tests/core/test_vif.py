@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -175,6 +177,33 @@ class TestGate:
         again = pc.build_graph(X, spec, lookup=pc.GateLookup.from_json(gated.lookup.to_json()))
         assert again.certificate.recall_lower >= 0.999
         np.testing.assert_array_equal(again.lookup.multiples, pc.GateLookup.from_json(gated.lookup.to_json()).multiples)
+
+    @pytest.mark.parametrize("scale", [0.33, 0.27])
+    def test_a_previous_graph_says_how_far_to_look(self, exact_and_gated, scale):
+        X, _, _, gated = exact_and_gated
+        spec = pc.GraphSpec("vecchia", 15, pc.Residual(pc.Matern52(scale), inducing=64), "random")
+        followed = pc.build_graph(X, spec, previous=gated)
+        exact = pc.build_graph(X, dataclasses.replace(spec, accuracy="exact"))
+        assert followed.certificate.method == "gated"
+        assert followed.certificate.recall_lower >= 0.999
+        assert followed.lookup is None
+        assert (exact.neighbors == followed.neighbors).mean() > 0.999
+        cold = pc.build_graph(X, spec)
+        assert followed.certificate.gate1_kept < cold.certificate.gate1_kept
+
+    def test_a_previous_graph_that_does_not_fit_is_refused(self, exact_and_gated):
+        X, metric, _, gated = exact_and_gated
+        for change, words in (({"k": 21}, "k = 21"), ({"kind": "knn"}, "this one knn"), ({"seed": 1}, "other points")):
+            spec = pc.GraphSpec(**({"kind": "vecchia", "k": 20, "metric": metric, "order": "random"} | change))
+            with pytest.raises(pc.InvalidInput, match=words):
+                pc.build_graph(X, spec, previous=gated)
+
+    def test_a_previous_graph_far_off_is_widened_until_the_audit_agrees(self, exact_and_gated):
+        X, _, _, gated = exact_and_gated
+        near = pc.vecchia_graph(X, 20, "random")
+        graph = pc.build_graph(X, gated.spec, previous=near)
+        assert graph.certificate.gate1_widenings > 0
+        assert graph.certificate.exact or graph.certificate.recall_lower >= 0.999
 
     def test_lookup_without_one_is_refused(self):
         with pytest.raises(pc.InvalidSpec, match="'auto' once"):
