@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 
 from pcct_core.build import Tree, allocate_tree, build_tree, gather_lowest, number_nodes
 from pcct_core.errors import FileFormatError, InvalidPoints, InvalidSpec
+from pcct_core.gate import scan_gated
 from pcct_core.nearest import search_points
 from pcct_core.parallel import CancelToken, Crew, Progress
 from pcct_core.points import as_points, check_metric, check_shape, distance_in, distances_out, embed
+from pcct_core.residual import Factors, Screen, choose_inducing, make_factors, make_screen
 from pcct_core.search import Queries, order_queries, search_radius
 from pcct_core.simd import LANES
 from pcct_core.spec import GraphSpec, Haversine, Metric, Residual, metric_from_json
@@ -45,11 +47,23 @@ class RadiusNeighbors(NamedTuple):
     distances: NDArray[Any]
 
 
-class CoverTree:
-    """A point set, ready to be asked for neighbors; made by `CoverTree.fit` or `CoverTree.load`."""
+class _Process(NamedTuple):
+    """The residual process of a tree's points, and the inducing points, float64 (m, d), that it can be continued from."""
 
-    def __init__(self, tree: Tree, metric: Metric, d: int) -> None:
+    factors: Factors
+    screen: Screen
+    inducing: NDArray[np.float64]
+
+
+class CoverTree:
+    """A point set, ready to be asked for neighbors; made by `CoverTree.fit` or `CoverTree.load`.
+
+    Under the residual metric it answers `query`, exactly; it knows no radii there and is not saved.
+    """
+
+    def __init__(self, tree: Tree, metric: Metric, d: int, process: _Process | None = None) -> None:
         self._tree = tree
+        self._process = process
         self.metric = metric
         self.d = d
 
@@ -66,12 +80,15 @@ class CoverTree:
         """Build the tree of X, (n, d) real numbers with n ≥ 1; arguments and errors as in `build_graph`."""
         points = as_points(X)
         metric = metric_from_json(metric) if isinstance(metric, str) else metric
-        if isinstance(metric, Residual):
-            raise InvalidSpec("a kept tree has no residual metric; use knn_graph or vecchia_graph", "metric.type")
+        if isinstance(metric, Residual) and metric.factors is not None:
+            raise InvalidSpec("given factors say nothing about new points; give inducing points instead", "metric")
         check_shape(max(2, points.shape[0]), points.shape[1], GraphSpec(k=1, metric=metric))
         check_metric(points, metric)
         with Crew(threads, progress, cancel) as crew:
-            return cls(build_tree(embed(points, metric), crew), metric, points.shape[1])
+            embedded = embed(points, metric)
+            tree = build_tree(embedded, crew)
+            process = _make_process(embedded, tree, metric, crew) if isinstance(metric, Residual) else None
+            return cls(tree, metric, points.shape[1], process)
 
     @property
     def n(self) -> int:
@@ -101,7 +118,10 @@ class CoverTree:
         neighbors = np.empty((m, int(k)), np.int32)
         distances = np.empty((m, int(k)), points.dtype)
         with Crew(threads, progress, cancel) as crew:
-            search_points(self._tree, _external(points, crew), int(k), neighbors, distances, crew)
+            if self._process is None:
+                search_points(self._tree, _external(points, crew), int(k), neighbors, distances, crew)
+            else:
+                self._scan(self._process, points, neighbors, distances, crew)
         distances_out(distances, self.metric)
         return Neighbors(neighbors, distances)
 
@@ -118,6 +138,7 @@ class CoverTree:
 
         Raises InvalidPoints, InvalidSpec, Cancelled.
         """
+        self._without_process()
         reach = self._embedded_radius(radius)
         points = self._embedded_queries(Q)
         with Crew(threads, progress, cancel) as crew:
@@ -134,6 +155,7 @@ class CoverTree:
         threads: int | None = None,
     ) -> RadiusNeighbors:
         """Return all other points within `radius` of every point of the tree; otherwise as `query_radius`."""
+        self._without_process()
         reach = self._embedded_radius(radius)
         tree, n = self._tree, self.n
         queries = Queries(_stored_points(tree), tree.ids[:n], np.full(n, NO_ID, np.int32), np.arange(n, dtype=np.int32))
@@ -144,6 +166,7 @@ class CoverTree:
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the tree to a file that `CoverTree.load` reads; an uncompressed .npz with a checksum."""
+        self._without_process()
         tree = self._tree
         header = {
             "format": _FORMAT,
@@ -180,6 +203,32 @@ class CoverTree:
         except (BadZipFile, KeyError, ValueError, TypeError, EOFError) as error:
             raise FileFormatError(f"{path} is not a saved cover tree, or is damaged; fit the tree again") from error
 
+    def _scan(
+        self,
+        process: _Process,
+        points: NDArray[np.float64],
+        neighbors: NDArray[np.int32],
+        distances: NDArray[np.float64],
+        crew: Crew,
+    ) -> None:
+        """Write the nearest by residual correlation: every point is looked at, for only that is exact."""
+        metric, m = self.metric, len(points)
+        assert isinstance(metric, Residual)  # noqa: S101  (no other has a process)
+        tree = build_tree(points, crew, phase="")
+        asked = make_factors(points, tree, np.arange(m), metric, process.inducing, crew)
+        queries = Queries(points, tree.ids[:m], np.full(m, NO_ID, np.int32), np.full(m, -1, np.int32))
+        gates, k = np.full(m, np.inf), neighbors.shape[1]
+        scan_gated(
+            self._tree, process.screen, process.factors, queries, asked, gates, k, neighbors, distances, crew, "search"
+        )
+
+    def _without_process(self) -> None:
+        if self._process is not None:
+            raise InvalidSpec(
+                "under the residual metric a tree answers query() alone; fit one with another metric for this",
+                "metric.type",
+            )
+
     def _embedded_queries(self, Q: Any) -> NDArray[Any]:
         queries = as_points(Q)
         if queries.shape[1] != self.d:
@@ -195,6 +244,13 @@ class CoverTree:
         if not 0.0 <= radius < np.inf:
             raise InvalidSpec(f"radius is {radius}; use a finite number of at least 0", "radius")
         return distance_in(float(radius), self.metric)
+
+
+def _make_process(points: NDArray[Any], tree: Tree, metric: Residual, crew: Crew) -> _Process:
+    inducing = choose_inducing(points, metric, crew)
+    assert inducing is not None  # noqa: S101  (fit refuses given factors)
+    factors = make_factors(points, tree, np.arange(tree.n), metric, inducing, crew)
+    return _Process(factors, make_screen(factors, tree, crew), inducing)
 
 
 def _external(points: NDArray[Any], crew: Crew) -> Queries:

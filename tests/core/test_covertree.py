@@ -47,6 +47,29 @@ class TestAnswers:
             )
 
 
+@pytest.mark.parametrize("k", [1, 7, 500])
+@pytest.mark.parametrize("given", [False, True])
+def test_query_under_the_residual_metric_equals_brute_force(given, k):
+    rng = np.random.default_rng(2)
+    X, Q, scale = rng.random((500, 3)), rng.random((90, 3)), (0.3, 0.5, 0.4)
+    inducing = X[naive.maximin(X / np.array(scale))[0][:60]]
+    metric = pc.Residual(pc.Matern52(scale, variance=2.0), inducing=inducing if given else 60, jitter=1e-3)
+    found = pc.CoverTree.fit(X, metric).query(Q, k)
+    both = np.vstack([X, Q])
+    V, p = naive.residual_factors(both, inducing, "matern52", scale, 2.0, jitter=1e-3)
+    exact = naive.residual_distances(both, V, p, "matern52", scale, 2.0)[500:, :500]
+    np.testing.assert_array_equal(found.neighbors, np.argsort(exact, axis=1, kind="stable")[:, :k])
+    np.testing.assert_allclose(found.distances, np.sort(exact, axis=1)[:, :k], atol=1e-8)
+
+
+def test_query_under_the_residual_metric_finds_the_point_itself():
+    X = np.random.default_rng(3).random((200, 2))
+    found = pc.CoverTree.fit(X, pc.Residual(pc.Matern32(0.3), inducing=20)).query(X, 2)
+    np.testing.assert_array_equal(found.neighbors[:, 0], np.arange(200))
+    # Inducing points have p near the jitter, 1e-6, and a correlation is within 1e-16 / p.
+    np.testing.assert_allclose(found.distances[:, 0], 0.0, atol=1e-4)
+
+
 def test_threads_do_not_change_a_byte():
     X, Q = cloud("clustered", np.float64)
     one, two = (pc.CoverTree.fit(X, threads=threads).query(Q, 5, threads=threads) for threads in (1, 2))
@@ -93,9 +116,21 @@ class TestRefusals:
         with pytest.raises(pc.InvalidPoints):
             tree.query([[1e300, 0.0, 0.0]], 1)
 
-    def test_the_residual_metric(self):
-        with pytest.raises(pc.InvalidSpec, match="residual"):
-            pc.CoverTree.fit(CLOUDS["uniform d=3"], pc.Residual(pc.RBF(1.0)))
+    def test_given_factors_say_nothing_about_queries(self):
+        X = CLOUDS["uniform d=3"]
+        metric = pc.Residual.from_factors(np.ones((len(X), 2)), np.ones(len(X)), pc.RBF(1.0))
+        with pytest.raises(pc.InvalidSpec, match="inducing points instead"):
+            pc.CoverTree.fit(X, metric)
+
+    def test_what_a_tree_under_the_residual_metric_cannot_do(self, tmp_path):
+        tree = pc.CoverTree.fit(CLOUDS["uniform d=3"], pc.Residual(pc.RBF(1.0), inducing=9))
+        for call in (
+            lambda: tree.query_radius([[0.0, 0.0, 0.0]], 1.0),
+            lambda: tree.radius_graph(1.0),
+            lambda: tree.save(tmp_path / "tree"),
+        ):
+            with pytest.raises(pc.InvalidSpec, match="query\\(\\) alone"):
+                call()
 
 
 class TestFile:
