@@ -23,7 +23,8 @@ from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as StoreTimeoutError
 
 from pcct_core.errors import Cancelled, InvalidPoints, InvalidSpec, NotPositiveDefinite
-from pcct_core.spec import GraphSpec
+from pcct_core.lookup import GateLookup
+from pcct_core.spec import GraphSpec, Residual
 from worker.settings import WorkerSettings
 from worker.store import DamagedData, GraphRecord, Store, UnknownDataset
 from worker.tasks import Queue
@@ -53,6 +54,7 @@ class Build(Protocol):
         progress: Progress | None = None,
         cancel: CancelToken | None = None,
         threads: int | None = None,
+        lookup: GateLookup | None = None,
     ) -> Graph:
         """Build the graph that spec asks for on the points X."""
         ...
@@ -121,7 +123,10 @@ class Runner:
         log.info("job started", dataset=record.dataset[:12], spec=record.spec, attempt=record.attempts)
         points = await self._patiently(lambda: self.store.load_points(record.dataset))
         spec = await self._with_arrays(GraphSpec.from_json(record.spec))
-        build = _BuildThread(self.build, points, spec, self.threads)
+        call = partial(self.build, points, spec, threads=self.threads)
+        if spec.gate == "lookup":
+            call = partial(call, lookup=await self._profile(record.dataset, spec))
+        build = _BuildThread(call)
         if not await self._watch(build, graph_id, attempt, notice):
             log.info("job stopped: not wanted any more")
             return
@@ -133,12 +138,29 @@ class Runner:
         except Cancelled:
             await self._hand_back(record, attempt, log)
             return
+        await self._keep_profile(record.dataset, graph)
         published = await self._patiently(
             lambda: self.store.publish_graph(
                 graph_id, attempt, graph.arrays(), graph.certificate.to_json(), graph.telemetry.to_json()
             )
         )
         log.info("job published" if published else "job overtaken", seconds=round(time.perf_counter() - started, 3))
+
+    async def _profile(self, dataset: str, spec: GraphSpec) -> GateLookup | None:
+        """Return the gate lookup that the specification asks for, None when none was learned yet.
+
+        No other graph is built with one: what its gate misses would depend on what was asked for before.
+        """
+        if not isinstance(spec.metric, Residual):
+            return None
+        kernel = spec.metric.kernel.name
+        profile = await self._patiently(lambda: self.store.profile(dataset, kernel, spec.k))
+        return None if profile is None else GateLookup.from_json(profile)
+
+    async def _keep_profile(self, dataset: str, graph: Graph) -> None:
+        lookup = graph.lookup
+        if lookup is not None and graph.spec.gate != "lookup":
+            await self._patiently(lambda: self.store.keep_profile(dataset, lookup.kernel, lookup.k, lookup.to_json()))
 
     async def _with_arrays(self, spec: GraphSpec) -> GraphSpec:
         """Return the specification with the arrays of the datasets that it names."""
@@ -201,10 +223,11 @@ async def patiently(call: Callable[[], Awaitable[T]], stopping: asyncio.Event) -
 class _BuildThread:
     """A build in a thread of its own, which a stopping process may leave behind.
 
-    finished: future of the Graph, or of what the build raised. cancel: set it to stop the build.
+    build: called with progress and cancel. finished: future of the Graph, or of what the build raised. cancel: set it to
+    stop the build.
     """
 
-    def __init__(self, build: Build, points: Any, spec: GraphSpec, threads: int | None) -> None:
+    def __init__(self, build: Callable[..., Graph]) -> None:
         self._loop = asyncio.get_running_loop()
         self.finished: asyncio.Future[Graph] = self._loop.create_future()
         # A build that nobody waits for any more may fail in silence.
@@ -212,9 +235,7 @@ class _BuildThread:
         self.cancel = threading.Event()
         self._latest: tuple[str, int, int] | None = None
         self._phase: tuple[str, float] = ("", 0.0)
-        self._call: Callable[[], Graph] = partial(
-            build, points, spec, progress=self._note, cancel=self.cancel, threads=threads
-        )
+        self._call: Callable[[], Graph] = partial(build, progress=self._note, cancel=self.cancel)
         threading.Thread(target=self._run, name="pcct build", daemon=True).start()
 
     def progress(self) -> dict[str, Any] | None:

@@ -157,6 +157,11 @@ class Keys:
         return f"pcct:dataset:{id}:points"
 
     @staticmethod
+    def profiles(id: str) -> str:
+        """Hash: gate lookups learned on a dataset, by "kernel:k"."""
+        return f"pcct:dataset:{id}:profiles"
+
+    @staticmethod
     def graph(id: str) -> str:
         """Hash: the record of a graph."""
         return f"pcct:graph:{id}"
@@ -422,7 +427,16 @@ redis.call('PUBLISH', ARGV[2], ARGV[1])
 return 1
 """
 
+# KEYS: dataset description, profiles. ARGV: field, profile. → 1 when kept, 0 when there is one, or no such dataset.
+_PROFILE = """
+if redis.call('EXISTS', KEYS[1]) == 0 then
+    return 0
+end
+return redis.call('HSETNX', KEYS[2], ARGV[1], ARGV[2])
+"""
+
 _SCRIPTS = {
+    "profile": _PROFILE,
     "commit": _COMMIT,
     "request": _REQUEST,
     "start": _START,
@@ -526,8 +540,23 @@ class Store:
 
     async def delete_dataset(self, id: str) -> bool:
         """Remove a dataset; graphs already made from it stay. Return False when it was not there."""
-        removed = await cast(Any, self._redis.unlink(Keys.dataset(id), Keys.points(id)))
+        removed = await cast(Any, self._redis.unlink(Keys.dataset(id), Keys.points(id), Keys.profiles(id)))
         return bool(removed)
+
+    async def profile(self, dataset: str, kernel: str, k: int) -> dict[str, Any] | None:
+        """Return the gate lookup that was first learned on a dataset for a kernel and k, as JSON, or None."""
+        text = await cast(Any, self._redis.hget(Keys.profiles(dataset), f"{kernel}:{k}"))
+        return json.loads(text) if text is not None else None
+
+    async def keep_profile(self, dataset: str, kernel: str, k: int, profile: Mapping[str, Any]) -> bool:
+        """Keep a gate lookup unless there is one, which graphs may have been built with; return whether it was kept.
+
+        It stays as long as the dataset, so that the same specification keeps giving the same bytes.
+        """
+        kept = await self._run(
+            "profile", [Keys.dataset(dataset), Keys.profiles(dataset)], [f"{kernel}:{k}", _dump(profile)]
+        )
+        return kept == 1
 
     # Graphs
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import threading
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -12,7 +13,8 @@ from redis.exceptions import ConnectionError as StoreConnectionError
 
 from pcct_core.errors import Cancelled, InvalidPoints, InvalidSpec, NotPositiveDefinite
 from pcct_core.graph import Graph, build_graph
-from pcct_core.spec import GraphSpec
+from pcct_core.lookup import GateLookup
+from pcct_core.spec import GraphSpec, Inducing, Matern52, Residual
 from worker.run import Runner, describe_error
 from worker.settings import WorkerSettings
 from worker.store import DamagedData, Dataset, GraphRecord, Keys, Store, UnknownDataset
@@ -256,3 +258,55 @@ async def test_run_job_leaves_the_job_to_the_queue_when_stopping_in_an_outage(
     runner.stopping.set()
     with pytest.raises(asyncio.CancelledError):
         await job
+
+
+class TestGateProfiles:
+    METRIC = Residual(Matern52(0.5), Inducing(4))
+
+    @pytest.fixture
+    def built(self) -> list[GateLookup | None]:
+        """What builds were given, newest last."""
+        return []
+
+    @pytest.fixture
+    def ask(self, make_runner: Callable[..., Runner], store: Store, dataset: Dataset, built: list[Any]) -> Any:
+        def build(X: Any, spec: GraphSpec, *, lookup: GateLookup | None = None, **options: Any) -> Graph:
+            built.append(lookup)
+            learned = GateLookup(np.array([0.1]), np.array([1.0, 2.0 + len(built)]), "matern52", spec.k)
+            return dataclasses.replace(
+                build_graph(X, dataclasses.replace(spec, gate="auto")), spec=spec, lookup=learned
+            )
+
+        async def ask(seed: int, gate: Any) -> GraphRecord:
+            spec = GraphSpec("vecchia", 4, self.METRIC, "random", seed, gate=gate)
+            record, _ = await store.request_graph(dataset.id, spec)
+            await make_runner(build).run_job(record.id, record.request)
+            return await store.graph(record.id)
+
+        return ask
+
+    async def test_first_one_learned_is_kept_and_given_to_those_who_ask_for_it(
+        self, ask: Any, store: Store, dataset: Dataset, built: list[Any]
+    ) -> None:
+        for seed, gate in enumerate(("auto", "auto", "lookup")):
+            assert (await ask(seed, gate)).state == "ready"
+        assert built[:2] == [None, None]
+        assert built[2].to_json() == await store.profile(dataset.id, "matern52", 4)
+        assert built[2].multiples[1] == 3.0
+
+    async def test_they_go_with_their_dataset(self, ask: Any, store: Store, dataset: Dataset) -> None:
+        await ask(0, "auto")
+        await store.delete_dataset(dataset.id)
+        assert await store.profile(dataset.id, "matern52", 4) is None
+        assert not await store.keep_profile(dataset.id, "matern52", 4, {})
+
+
+async def test_lookup_that_was_never_learned_is_an_error_with_the_remedy(
+    make_runner: Callable[..., Runner], store: Store, dataset: Dataset
+) -> None:
+    spec = GraphSpec("vecchia", 4, Residual(Matern52(0.5), Inducing(4)), gate="lookup")
+    record, _ = await store.request_graph(dataset.id, spec)
+    await make_runner().run_job(record.id, record.request)
+    failed = await store.graph(record.id)
+    assert failed.error["type"] == "invalid-spec"
+    assert "'auto' once" in failed.error["detail"]
