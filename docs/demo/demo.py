@@ -1,7 +1,7 @@
-"""What `make demo` runs: starts the service, asks it for the Vecchia graph of real places, checks it and draws it.
+"""What `make demo` runs: a Vecchia graph of real places, checked and drawn, and a model of their altitude, fitted three ways.
 
-Leaves nothing running, also when it fails or is interrupted. Exit status 0 when the graph is there and right; else 1,
-and one line that says why.
+Starts the service and leaves nothing running, also when it fails or is interrupted. Exit status 0 when the graph is there
+and right; else 1, and one line that says why.
 """
 
 import argparse
@@ -23,6 +23,8 @@ import numpy as np
 from brute_force import WrongGraph, check_vecchia
 from rich.console import Console
 from rich.table import Table
+from three_ways import POLICY, START, altitude_model, fit_table, fit_three_ways
+from three_ways import K as FIT_K
 
 from pcct_client import Client, ClientError, Graph
 
@@ -61,29 +63,36 @@ def main() -> int:
 
 
 def run(out: Path, log: Path, count: int) -> None:
-    """Do all of it, from the first `places` up to `count`, and leave graph.npz and map.png in out."""
+    """Do all of it, with the first `count` places, and leave graph.npz, map.png and timeline.png in out."""
     places = np.load(HERE / "places.npy")[:count]
     altitude = np.load(HERE / "altitude.npy")[:count]
     with tempfile.TemporaryDirectory(prefix="pcct-demo-") as data_dir, service(Path(data_dir), log) as url:
         console.print(f"service ready at {url}")
-        with Client(url) as client, telling("building the graph") as tell:
-            graph = client.vecchia(
-                places,
-                k=K,
-                order="maximin",
-                metric="haversine",
-                timeout=BUILD_TIMEOUT_S,
-                progress=lambda state, progress: tell(describe(state, progress)),
-            )
-    assert graph.order is not None  # noqa: S101  (every Vecchia graph has one)
-    rows = np.sort(np.random.default_rng(0).choice(len(places), min(ROWS_CHECKED, len(places)), replace=False))
-    check_vecchia(places, graph.order, graph.neighbors, graph.distances, rows)
-    console.print(summary(graph, len(rows)))
+        with Client(url) as client:
+            with telling("building the graph") as tell:
+                graph = client.vecchia(
+                    places,
+                    k=K,
+                    order="maximin",
+                    metric="haversine",
+                    timeout=BUILD_TIMEOUT_S,
+                    progress=lambda state, progress: tell(describe(state, progress)),
+                )
+            assert graph.order is not None  # noqa: S101  (every Vecchia graph has one)
+            rows = np.sort(np.random.default_rng(0).choice(len(places), min(ROWS_CHECKED, len(places)), replace=False))
+            check_vecchia(places, graph.order, graph.neighbors, graph.distances, rows)
+            console.print(summary(graph, len(rows)))
+            model = altitude_model(places, altitude, graph.order)
+            ways = fit_three_ways(client, model, np.array(START), FIT_K, POLICY, telling)
+            console.print(fit_table(ways, model, FIT_K))
     graph.save(out / "graph.npz")
     from neighbor_map import draw_map
+    from timeline import draw_timeline
 
     draw_map(out / "map.png", places, altitude, graph.order, graph.neighbors, graph.distances)
-    console.print(f"wrote {out / 'graph.npz'} and {out / 'map.png'}; everything is stopped again", soft_wrap=True)
+    title = f"Fitting a Vecchia Gaussian process to the altitude of {len(model.points):,} places, three ways to its neighbors"
+    draw_timeline(out / "timeline.png", title, ways.fits, ways.builds)
+    console.print(f"wrote graph.npz, map.png and timeline.png to {out}; everything is stopped again", soft_wrap=True)
 
 
 def summary(graph: Graph, rows_checked: int) -> Table:
