@@ -328,7 +328,7 @@ def test_track_survives_workers_that_stall_die_and_return(embedded_url: str) -> 
     run_state_machine_as_test(
         machine(embedded_url),
         settings=settings(
-            max_examples=70,
+            max_examples=100,
             stateful_step_count=40,
             deadline=None,
             derandomize=True,
