@@ -30,7 +30,7 @@ def draw_timeline(path: Path, title: str, fits: dict[str, Fit], builds: list[tup
     bars = [(max(0.0, start_s), stop_s - max(0.0, start_s)) for start_s, stop_s in builds]
     axes.broken_barh(bars, (last - HALF - 0.24, 0.16), color=BUILD, edgecolor="white", linewidth=0.5)
     axes.set_yticks([-lane for lane in range(len(LANES))], list(LANES.values()), fontsize=12)
-    axes.set(xlim=(0, 1.2 * longest), ylim=(last - 0.75, 0.62), xlabel="seconds since the fit began")
+    axes.set(xlim=(0, 1.23 * longest), ylim=(last - 0.75, 0.62), xlabel="seconds since the fit began")
     axes.tick_params(axis="y", length=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.grid(axis="x", color="#e9ecef")

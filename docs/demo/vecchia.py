@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from scipy.linalg import LinAlgError, cholesky, solve_triangular
 
 _HALF_LOG_2PI = 0.5 * np.log(2.0 * np.pi)
+_KERNEL = {"cache": True, "nogil": True, "error_model": "numpy"}
 # Sums may be reordered, which lets them use vector instructions; infinities and NaN keep their meaning.
-_FAST = {"reassoc", "contract", "nsz"}
+_SUMS = {**_KERNEL, "fastmath": {"reassoc", "contract", "nsz"}}
 
 
 def minus_log_likelihood(
@@ -76,7 +77,7 @@ def _whiten(factor: NDArray[np.float64], right: NDArray[np.float64], side: str =
     return solved
 
 
-@njit(cache=True, nogil=True)
+@njit(**_KERNEL)
 def _matern(squared, rough):
     """Return the correlation at a squared distance r², and -matern'(r) / r. rough: Matérn 3/2, else 5/2."""
     a = np.sqrt((3.0 if rough else 5.0) * squared)
@@ -86,7 +87,7 @@ def _matern(squared, rough):
     return (1.0 + a + a * a / 3.0) * decay, 5.0 / 3.0 * (1.0 + a) * decay
 
 
-@njit(cache=True, nogil=True)
+@njit(**_KERNEL)
 def _squared(left, s, right, t):
     """Return the squared distance of left[s] and right[t]."""
     total = 0.0
@@ -95,7 +96,7 @@ def _squared(left, s, right, t):
     return total
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST)
+@njit(**_SUMS)
 def _dot(left, right, m):
     """Return the product of two vectors over their first m."""
     total = 0.0
@@ -104,7 +105,7 @@ def _dot(left, right, m):
     return total
 
 
-@njit(cache=True, nogil=True)
+@njit(**_KERNEL)
 def _correlate(left, right, rough):
     """Return the correlations of all pairs, float64 (len(left), len(right))."""
     out = np.empty((len(left), len(right)))
@@ -114,7 +115,7 @@ def _correlate(left, right, rough):
     return out
 
 
-@njit(cache=True, nogil=True)
+@njit(**_KERNEL)
 def _add_by_covariance(left, right, bar, variance, rough, gradient):
     """Add <bar, d covariance(left, right)> for the logarithms of the variance and of each lengthscale."""
     for s in range(len(left)):
@@ -125,7 +126,7 @@ def _add_by_covariance(left, right, bar, variance, rough, gradient):
                 gradient[1 + c] += bar[s, t] * variance * slope * (left[s, c] - right[t, c]) ** 2
 
 
-@njit(cache=True, nogil=True)
+@njit(**_KERNEL)
 def _sum_rows(points, r, V, neighbors, variance, nugget, rough, gradient, V_bar, r_bar):
     """Return the sum over all rows but the inducing ones; adds its derivatives to gradient, V_bar (n, m) and r_bar (n)."""
     n, d = points.shape
@@ -156,7 +157,7 @@ def _sum_rows(points, r, V, neighbors, variance, nugget, rough, gradient, V_bar,
     return total
 
 
-@njit(cache=True, nogil=True)
+@njit(**_KERNEL)
 def _gather(row, neighbors, m, ranks):
     """Write the neighbors of a row that are no inducing points, then the row itself, to ranks; return how many."""
     q = 0
@@ -168,7 +169,7 @@ def _gather(row, neighbors, m, ranks):
     return q + 1
 
 
-@njit(cache=True, nogil=True)
+@njit(**_KERNEL)
 def _covary(near, explained, q, variance, nugget, rough, covariance, slopes):
     """Write the lower triangles of C and of the kernel's slopes, both float64 (q, q) at the front."""
     for s in range(q):
@@ -178,7 +179,7 @@ def _covary(near, explained, q, variance, nugget, rough, covariance, slopes):
         covariance[s, s] = variance + nugget - _dot(explained[s], explained[s], explained.shape[1])
 
 
-@njit(cache=True, nogil=True)
+@njit(**_KERNEL)
 def _factorize(matrix, q):
     """Replace the lower triangle of a matrix by its Cholesky factor; NaN where there is none."""
     for s in range(q):
@@ -187,7 +188,7 @@ def _factorize(matrix, q):
         matrix[s, s] = np.sqrt(matrix[s, s] - _dot(matrix[s], matrix[s], s))
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST)
+@njit(**_SUMS)
 def _solve(factor, z, q, u, w):
     """Replace r, in z, by z; write u and w of the module's docstring, float64 (q,); return ζ."""
     for s in range(q):
@@ -207,7 +208,7 @@ def _solve(factor, z, q, u, w):
     return zeta
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST)
+@njit(**_SUMS)
 def _explain(explained, u, w, q, by_u, by_w):
     """Write V' u and V' w, float64 (m,) each, over the q rows of V at hand."""
     by_u[:] = 0.0
@@ -218,14 +219,14 @@ def _explain(explained, u, w, q, by_u, by_w):
             by_w[c] += explained[s, c] * w[s]
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST)
+@njit(**_SUMS)
 def _subtract(out, one, first, other, second):
     """Take one * first + other * second from out; float64 (m,)."""
     for c in range(len(out)):
         out[c] -= one * first[c] + other * second[c]
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST)
+@njit(**_SUMS)
 def _add_by_lengthscale(near, slopes, u, w, q, variance, gradient):
     """Add u' dK w for the logarithm of each lengthscale to gradient[1:-1], K the kernel alone."""
     for s in range(q):

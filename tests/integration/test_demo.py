@@ -53,11 +53,13 @@ def test_demo_checks_draws_and_leaves_nothing_running(out: Path) -> None:
     assert process.returncode == 0, said
     assert "rows checked       │ 200, all equal to brute force" in said
     table = [line for line in said.splitlines() if line.startswith(("┌", "│", "└"))]
-    assert len(table) == 10
+    assert len(table) == 10 + 4
+    assert [line.split()[1] for line in table[-4:-1]] == ["fixed", "inline", "track"]
     assert max(map(len, table)) < 80
     with np.load(out / "graph.npz") as graph:
         assert graph["neighbors"].shape == (500, 30)
-    assert (out / "map.png").read_bytes().startswith(b"\x89PNG")
+    for picture in ("map.png", "timeline.png"):
+        assert (out / picture).read_bytes().startswith(b"\x89PNG")
     assert left_behind(out) == []
     assert not list(out.parent.glob("pcct-demo-*"))
 
