@@ -217,9 +217,20 @@ class CoverTree:
         tree = build_tree(points, crew, phase="")
         asked = make_factors(points, tree, np.arange(m), metric, process.inducing, crew)
         queries = Queries(points, tree.ids[:m], np.full(m, NO_ID, np.int32), np.full(m, -1, np.int32))
-        gates, k = np.full(m, np.inf), neighbors.shape[1]
+        open_, k = np.full(m, np.inf), neighbors.shape[1]
         scan_gated(
-            self._tree, process.screen, process.factors, queries, asked, gates, k, neighbors, distances, crew, "search"
+            self._tree,
+            process.screen,
+            process.factors,
+            queries,
+            asked,
+            open_,
+            open_,
+            k,
+            neighbors,
+            distances,
+            crew,
+            "search",
         )
 
     def _without_process(self) -> None:

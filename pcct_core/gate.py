@@ -34,7 +34,7 @@ from pcct_core.simd import (
     scan_bucket,
     screen_bucket,
 )
-from pcct_core.topk import NO_ID, Front, clear_best, full_best, make_best, settle, write_rows
+from pcct_core.topk import NO_ID, Front, clear_best, full_best, make_best, radius_bound, settle, write_rows
 
 _DOWN = 1.0 - 2.0**-20  # takes more off a limit than float32 can add to it and to its products
 
@@ -42,24 +42,25 @@ _DOWN = 1.0 - 2.0**-20  # takes more off a limit than float32 can add to it and 
 class _Room(NamedTuple):
     """Scratch of one group and one bucket.
 
-    explained: float32 flat (LANES * m), V of the queries in units of the variance. home: int64 (LANES,), where their rows of
-    V in float64 start. own: float64 (LANES,), their residual variances. gates: float64 (LANES,), squared.
+    explained: float32 flat (LANES * m), V of the queries in units of the variance. own: float64 (LANES,), their residual
+    variances. gates: float64 (LANES,), squared.
     squared: float64 flat (LANES * LANES), by query. products: float32, the same, and a spare row.
     near: uint32 (LANES,), points that a query must look at. active: int64 (LANES + QUERIES,), queries that have any.
-    values: float64 (LANES,). exact: float64 (PAIRS,). places: int64 (LANES + PAIRS,). kernel: see `kernels.correlate`.
+    chosen: int64 (LANES + PAIRS,), points that are measured; apart, values: float64 (LANES,), of each. exact: float64
+    (PAIRS,), products. kernel: see `kernels.correlate`.
     """
 
     explained: Any
-    home: Any
     own: Any
     gates: Any
     squared: Any
     products: Any
     near: Any
     active: Any
+    chosen: Any
+    apart: Any
     values: Any
     exact: Any
-    places: Any
     kernel: Any
 
 
@@ -70,6 +71,7 @@ def scan_gated(
     queries: Queries,
     asked: Factors,
     gates: NDArray[np.float64],
+    bounds: NDArray[np.float64],
     k: int,
     neighbors: NDArray[np.int32],
     distances: NDArray[np.float64],
@@ -79,7 +81,8 @@ def scan_gated(
     """Find the k nearest by residual correlation among the points within each asked row's gate.
 
     tree: of the first points of stored. screen: of that tree. queries.points: asked.points. gates: float64, by row of
-    queries.points, radius in scaled distance, inf for all. Writes rows of neighbors and distances as `search.search_tree`
+    queries.points, radius in scaled distance, inf for all. bounds: float64, by row, squared distance that its k-th nearest
+    is known not to exceed, inf for unknown. Writes rows of neighbors and distances as `search.search_tree`
     does. Returns how many pairs passed the gates.
     """
     groups = count_groups(len(queries.rows))
@@ -88,14 +91,14 @@ def scan_gated(
         phase,
         groups,
         lambda a, b: kept.append(
-            scan_gated_groups(tree, screen, stored, queries, asked, gates, k, a, b, neighbors, distances)
+            scan_gated_groups(tree, screen, stored, queries, asked, gates, bounds, k, a, b, neighbors, distances)
         ),
     )
     return sum(kept)
 
 
 @njit(nogil=True, cache=True)
-def scan_gated_groups(tree, screen, stored, queries, asked, gates, k, first, last, neighbors, distances):
+def scan_gated_groups(tree, screen, stored, queries, asked, gates, bounds, k, first, last, neighbors, distances):
     """Search for the groups [first, last), each 32 consecutive entries of queries.rows; return the pairs that passed."""
     group = make_group(tree)
     walk = make_walk(tree)
@@ -105,6 +108,8 @@ def scan_gated_groups(tree, screen, stored, queries, asked, gates, k, first, las
     for number in range(first, last):
         lanes, highest = load_group(group, queries, number)
         clear_best(best, lanes)
+        for lane in range(lanes):
+            best.bounds[lane] = bounds[group.rows[lane]]
         widest = load_room(room, group, lanes, asked, gates, screen.scale)
         front = Front(widest, np.float64(np.inf), NO_ID)
         waiting, node = next_bucket(tree, walk, start_walk(walk), group, front, highest)
@@ -124,16 +129,16 @@ def make_room(m):
     """Return scratch for groups whose V has m columns."""
     return _Room(
         np.empty(LANES * m, np.float32),
-        np.empty(LANES, np.int64),
         np.empty(LANES),
         np.empty(LANES),
         np.empty(LANES * LANES),
         np.empty((LANES + 1) * LANES, np.float32),
         np.empty(LANES, np.uint32),
         np.empty(LANES + QUERIES, np.int64),
+        np.empty(LANES + PAIRS, np.int64),
+        np.empty(LANES),
         np.empty(LANES),
         np.empty(PAIRS),
-        np.empty(LANES + PAIRS, np.int64),
         make_scratch(),
     )
 
@@ -150,7 +155,6 @@ def load_room(room, group, lanes, asked, gates, scale):
         room.gates[lane] = gates[row] * gates[row]
         widest = max(widest, room.gates[lane])
         source = np.int64(asked.place[row]) * asked.width
-        room.home[lane] = source
         for c in range(m):
             room.explained[lane * m + c] = scale * asked.explained[source + c]
     return widest
@@ -179,7 +183,7 @@ def scan_gated_bucket(tree, screen, stored, asked, node, group, best, room):
             room.active[count] = lane
             count += 1
             passed += count_bits(near)
-    if best.settled[0] and count > 0:
+    if count > 0:
         count = screen_active(screen, stored, bucket, best, room, count)
     for i in range(count):
         lane = int(room.active[i])
@@ -253,40 +257,74 @@ def append_correlated(tree, stored, asked, first, lane, group, best, room):
 
     first: place of the bucket's first point.
     """
-    values, places, exact = room.values, room.places, room.exact
-    correlate(stored.code, room.squared[lane * LANES : (lane + 1) * LANES], room.kernel, values)
-    near, own = room.near[lane], room.own[lane]
-    found = 0
+    near, found = room.near[lane], 0
     while near != 0:
-        places[found] = lowest_bit(near)
+        index = tree.ids[first + lowest_bit(near)]
         near = drop_lowest_bit(near)
-        found += 1
-    for i in range(found, found + PAIRS):
-        places[i] = places[0]
+        if index != group.itself[lane]:
+            room.chosen[found] = index
+            found += 1
+    measure(stored, asked, group.rows[lane], found, room)
     count, bound = best.counts[lane], best.bounds[lane]
-    for i in range(0, found, PAIRS):
-        starts = row_places(tree, stored, first, places, i)
-        multiply_rows(asked.explained, room.home[lane], stored.explained, starts, stored.width, exact)
-        for j in range(min(PAIRS, found - i)):
-            index = tree.ids[first + places[i + j]]
-            residual = stored.variance * values[places[i + j]] - exact[j]
-            nearness = abs(residual) / np.sqrt(own * stored.p[index])
-            if 1.0 - nearness <= bound and index != group.itself[lane]:
-                to = (best.size + count) * LANES + lane
-                best.distances[to] = np.sqrt(max(0.0, 1.0 - nearness))
-                best.ids[to] = index
-                count += 1
+    for i in range(found):
+        if 1.0 - room.values[i] <= bound:
+            to = (best.size + count) * LANES + lane
+            best.distances[to] = np.sqrt(max(0.0, 1.0 - room.values[i]))
+            best.ids[to] = room.chosen[i]
+            count += 1
     best.counts[lane] = count
     return count
 
 
 @njit(nogil=True)
-def row_places(tree, stored, first, places, i):
-    """Return where the rows of V of four points of a bucket start."""
-    width = np.int64(stored.width)
-    return (
-        stored.place[tree.ids[first + places[i]]] * width,
-        stored.place[tree.ids[first + places[i + 1]]] * width,
-        stored.place[tree.ids[first + places[i + 2]]] * width,
-        stored.place[tree.ids[first + places[i + 3]]] * width,
-    )
+def measure(stored, asked, row, found, room):
+    """Write to room.values the size of the residual correlation of an asked row with the first `found` chosen points.
+
+    At most 32. The only place where pairs are decided: in float64, to bits that do not depend on the company.
+    """
+    chosen, exact, values = room.chosen, room.exact, room.values
+    width = int(stored.width)
+    for i in range(found):
+        total = 0.0
+        for c in range(stored.points.shape[1]):
+            gap = stored.points[chosen[i], c] - asked.points[row, c]
+            total += gap * gap
+        room.apart[i] = total
+    room.apart[found:] = 0.0
+    correlate(stored.code, room.apart, room.kernel, values)
+    for i in range(found, found + PAIRS):
+        chosen[i] = chosen[0]
+    home, own = int(asked.place[row]) * width, asked.p[row]
+    for i in range(0, found, PAIRS):
+        a, b, c, d = chosen[i], chosen[i + 1], chosen[i + 2], chosen[i + 3]
+        starts = (stored.place[a] * width, stored.place[b] * width, stored.place[c] * width, stored.place[d] * width)
+        multiply_rows(asked.explained, home, stored.explained, starts, width, exact)
+        for j in range(min(PAIRS, found - i)):
+            residual = stored.variance * values[i + j] - exact[j]
+            values[i + j] = abs(residual) / np.sqrt(own * stored.p[chosen[i + j]])
+
+
+@njit(nogil=True, cache=True)
+def bound_rows(factors, rows, previous, k, first, last, bounds, gates):
+    """Write how far the first k of `previous`, int32 (n, ≥ k), are from each of rows[first:last], by either distance.
+
+    bounds: float64 (n,), squared residual distance that none of them exceeds. gates: float64 (n,), scaled distance of the
+    farthest. Both inf for a row that has fewer.
+    """
+    room = make_room(factors.m)
+    for i in range(first, last):
+        row = rows[i]
+        bounds[row] = gates[row] = np.inf
+        if previous[row, k - 1] < 0:
+            continue
+        least, farthest = 1.0, 0.0
+        for start in range(0, k, LANES):
+            found = min(LANES, k - start)
+            for j in range(found):
+                room.chosen[j] = previous[row, start + j]
+            measure(factors, factors, row, found, room)
+            for j in range(found):
+                least = min(least, room.values[j])
+                farthest = max(farthest, room.apart[j])
+        bounds[row] = radius_bound(np.sqrt(max(0.0, 1.0 - least)), room.values)
+        gates[row] = np.sqrt(farthest)

@@ -29,7 +29,7 @@ from pcct_core.spec import KERNELS, Inducing, Residual, Stored
 
 _ROWS = 512  # rows of V solved together, a multiple of LANES
 TILE = 64  # columns of V solved together
-STRETCH = 64  # columns of V that are summed in float32 before the sum is added to those of the others
+STRETCH = 32  # columns of V that are summed in float32 before the sum is added to those of the others
 
 
 class Factors(NamedTuple):

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pcct_core.build import Tree, build_tree
 from pcct_core.certificate import Certificate, audit_size, recall_lower_bound
 from pcct_core.errors import InvalidSpec
-from pcct_core.gate import scan_gated
+from pcct_core.gate import bound_rows, scan_gated
 from pcct_core.lookup import GateLookup, learn_lookup
 from pcct_core.nearest import predecessor_levels, search_points
 from pcct_core.parallel import Crew
@@ -48,7 +48,10 @@ class _Found(NamedTuple):
 
 @dataclass
 class _Task:
-    """One graph in the making: what is searched and what is allowed. n rows, k neighbors wanted; found is filled by scans."""
+    """One graph in the making: what is searched and what is allowed. n rows, k neighbors wanted; found is filled by scans.
+
+    bounds: float64 (n,), squared distance that a row's k-th neighbor is known not to exceed, inf for unknown.
+    """
 
     factors: Factors
     whole: Screen
@@ -56,6 +59,7 @@ class _Task:
     limit: NDArray[np.int32]
     itself: NDArray[np.int32]
     k: int
+    bounds: NDArray[np.float64]
     found: _Found
     crew: Crew
     telemetry: Telemetry
@@ -82,6 +86,7 @@ class _Task:
                     queries,
                     self.factors,
                     gates,
+                    self.bounds,
                     self.k,
                     *self.found,
                     self.crew,
@@ -197,7 +202,7 @@ def _make_task(
         factors = make_factors(placed, levels[0].tree, rows, metric, inducing, crew)
         screen = make_screen(factors, levels[0].tree, crew)
     found = _Found(np.empty((n, spec.k), np.int32), np.empty((n, spec.k)))
-    return _Task(factors, screen, levels, limit, itself, spec.k, found, crew, telemetry)
+    return _Task(factors, screen, levels, limit, itself, spec.k, np.full(n, np.inf), found, crew, telemetry)
 
 
 def _audit_rows(accuracy: Accuracy, share: float) -> int:
@@ -258,9 +263,16 @@ class _Gate:
 
 def _make_gate(task: _Task, lookup: GateLookup | None, previous: NDArray[np.int32] | None, kernel: str) -> _Gate:
     if previous is not None:
-        reach = _reach(task.factors.points, np.arange(task.n), previous[:, : task.k])
-        # A row that may choose from fewer than k, or had fewer, looks at all of them.
-        return _Gate(kernel, 0, None, None, np.where(previous[:, task.k - 1] < 0, np.inf, reach * _FOLLOWED))
+        # A row that had fewer than k neighbors looks at all it may choose from.
+        reach, rows = np.empty(task.n), task.levels[0].tree.ids[: task.n]
+        with task.telemetry.phase("follow"):
+            task.crew.run(
+                "follow",
+                task.n,
+                lambda a, b: bound_rows(task.factors, rows, previous, task.k, a, b, task.bounds, reach),
+                grain=64,
+            )
+        return _Gate(kernel, 0, None, None, reach * _FOLLOWED)
     scales = task.local_scales()
     if lookup is not None:
         return _Gate(kernel, 0, scales, lookup, lookup.radii(scales))

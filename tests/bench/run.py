@@ -334,14 +334,14 @@ def build(case: Case, points: NDArray[Any]) -> Callable[[dict[str, Any]], None]:
 
 
 def refresh(case: Case, points: NDArray[Any]) -> Callable[[dict[str, Any]], None]:
-    """Return the call that builds the case's graph with what the graph before it, built here, has learned."""
+    """Return the call that builds the case's graph following the graph before it, built here."""
     from pcct_core.graph import build_graph
 
     assert case.before is not None  # every case with this work has one
     before = build_graph(points, case.before)
 
     def call(answer: dict[str, Any]) -> None:
-        answer["graph"] = build_graph(points, case.spec, lookup=before.lookup)
+        answer["graph"] = build_graph(points, case.spec, previous=before)
 
     return call
 
