@@ -186,9 +186,12 @@ class TrackMachine(RuleBasedStateMachine):
         self.advance(len(self.workers) - (not self.jobs.queued), call)
 
     @precondition(lambda self: self.workers)
-    @rule(who=st.integers(0, 11), stalls=st.booleans())
-    def interrupt(self, who: int, stalls: bool) -> None:
-        """A worker dies, or stalls until its lease runs out, which it does not notice; its job is delivered again."""
+    @rule(who=st.integers(0, 11), stalls=st.booleans(), scale=SCALES)
+    def interrupt(self, who: int, stalls: bool, scale: float) -> None:
+        """A worker dies, or stalls until its lease runs out, which it does not notice; its job is delivered again.
+
+        Meanwhile the training loop has gone on.
+        """
         worker = self.workers[who % len(self.workers)]
         if not worker.lost:
             self.jobs.running.remove(worker.job)
@@ -197,6 +200,7 @@ class TrackMachine(RuleBasedStateMachine):
         if not stalls:
             self.workers.remove(worker)
             self.run(_end(worker.task))
+        self.refresh(scale, force=False, dies=False)
 
     @rule(scale=SCALES, evicts=st.booleans())
     def disturb(self, scale: float, evicts: bool) -> None:
@@ -312,7 +316,7 @@ def test_track_survives_workers_that_stall_die_and_return(embedded_url: str) -> 
     run_state_machine_as_test(
         machine(embedded_url),
         settings=settings(
-            max_examples=130,
+            max_examples=50,
             stateful_step_count=40,
             deadline=None,
             derandomize=True,
