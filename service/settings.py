@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 from pydantic import Field
 
 from pcct_core.points import MAX_POINTS
 from service.wire import Limits
-from worker.settings import SharedSettings
+from worker.settings import SharedSettings, WorkerSettings
 
 
 class ServiceSettings(SharedSettings):
@@ -60,3 +62,9 @@ class ServiceSettings(SharedSettings):
             max_fortran_bytes=self.max_fortran_bytes,
             max_json_bytes=self.max_json_bytes,
         )
+
+
+def unknown_variables() -> list[str]:
+    """Return the PCCT_ variables of the environment that no process of ours reads."""
+    known = {f"PCCT_{name.upper()}" for name in (*ServiceSettings.model_fields, *WorkerSettings.model_fields)}
+    return sorted(name for name in os.environ if name.upper().startswith("PCCT_") and name.upper() not in known)

@@ -111,7 +111,7 @@ class _Tree:
 
 def _start(settings: WorkerSettings, listener: socket.socket, lifeline: Lifeline, workers: int) -> _Tree:
     store: EmbeddedStore | None = None
-    home = _without_password(settings.store_url)
+    home = without_password(settings.store_url)
     if settings.redis_url is None:
         store = EmbeddedStore(settings.data_dir, lifeline)
         store.start()
@@ -183,7 +183,8 @@ def _reachable(host: str) -> str:
     return {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)  # noqa: S104
 
 
-def _without_password(url: str) -> str:
+def without_password(url: str) -> str:
+    """Return the store's URL as it may be shown."""
     parts = urlsplit(url)
     if parts.password is None:
         return url

@@ -18,6 +18,17 @@ def default_data_dir() -> Path:
     return (Path(base) if base.startswith("/") else Path.home() / ".local" / "share") / "pcct"
 
 
+def numba_cache_dir() -> Path | None:
+    """Return the directory that Numba is told to keep compiled kernels in, None when it chooses."""
+    path = os.environ.get("NUMBA_CACHE_DIR")
+    return Path(path) if path else None
+
+
+def numba_jit_disabled() -> bool:
+    """Return whether Numba is told to run kernels as Python."""
+    return os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0")
+
+
 class SharedSettings(BaseSettings):
     """What the API and the worker both need to meet at the same store and queue."""
 

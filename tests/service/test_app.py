@@ -9,7 +9,7 @@ import pytest
 from redis import Redis
 from redis.exceptions import RedisError
 
-from service.embedded import _find_server
+from service.embedded import find_server
 
 pytestmark = pytest.mark.anyio
 
@@ -55,7 +55,7 @@ class Valkey:
 
     def start(self) -> None:
         options = ["--port", "0", "--unixsocket", str(self._socket), "--save", "", "--dir", str(self._socket.parent)]
-        self._process = subprocess.Popen([str(_find_server()), *options], stdout=subprocess.DEVNULL)
+        self._process = subprocess.Popen([str(find_server()), *options], stdout=subprocess.DEVNULL)
         with Redis.from_url(self.url) as client:
             while True:
                 with suppress(RedisError):
