@@ -211,6 +211,19 @@ def graph(data: Any, spec: Mapping[str, Any], deadline: Deadline, progress: Prog
         raise gone.error from gone.error.__cause__
 
 
+def query(
+    data: Any, Q: Any, spec: Mapping[str, Any], deadline: Deadline, progress: Progress | None = None
+) -> Flow[Graph]:
+    """Get the neighbors of the rows of Q in data, each an array, which is uploaded first, or a dataset id."""
+    begun = time.perf_counter()
+    dataset = data if isinstance(data, str) else (yield from upload(data, deadline))
+    queries = Q if isinstance(Q, str) else (yield from upload(Q, deadline))
+    uploaded = time.perf_counter()
+    found = yield from graph(dataset, {**spec, "kind": "query", "queries": queries}, deadline, progress)
+    found.timings["upload"] += uploaded - begun
+    return found
+
+
 class _ArraysGone(Exception):
     """A graph that was ready did not give its arrays; error says how."""
 

@@ -112,6 +112,24 @@ class Client:
         fields = {"kind": "vecchia", "k": k, "order": order, "metric": metric, "seed": seed}
         return self.graph(data, fields, timeout=timeout, progress=progress)
 
+    def query(
+        self,
+        data: Any,
+        Q: Any,
+        k: int = 30,
+        metric: Any = "euclidean",
+        *,
+        timeout: float | None = DEFAULT_TIMEOUT_S,
+        progress: Progress | None = None,
+    ) -> Graph:
+        """Return the k nearest points of data for every row of Q, exactly; a row that is a point of data finds it.
+
+        Q: queries (m, d), or the id of a dataset of them. The rows of the answer are rows of Q, its entries rows of data.
+        Other arguments as in `graph`.
+        """
+        spec = calls.spec_document(None, {"k": k, "metric": metric})
+        return self._run(calls.query(data, Q, spec, Deadline(timeout), progress))
+
     def track(
         self,
         data: Any,
@@ -274,6 +292,20 @@ class AsyncClient:
         """Return the exact Vecchia graph: row r lists the k nearest among ranks 0 … r-1; see `Client.vecchia`."""
         fields = {"kind": "vecchia", "k": k, "order": order, "metric": metric, "seed": seed}
         return await self.graph(data, fields, timeout=timeout, progress=progress)
+
+    async def query(
+        self,
+        data: Any,
+        Q: Any,
+        k: int = 30,
+        metric: Any = "euclidean",
+        *,
+        timeout: float | None = DEFAULT_TIMEOUT_S,  # noqa: ASYNC109
+        progress: Progress | None = None,
+    ) -> Graph:
+        """Return the k nearest points of data for every row of Q, exactly; see `Client.query`."""
+        spec = calls.spec_document(None, {"k": k, "metric": metric})
+        return await self._run(calls.query(data, Q, spec, Deadline(timeout), progress))
 
     def track(
         self,

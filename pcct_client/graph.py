@@ -17,7 +17,8 @@ class Graph:
     neighbors:   int32 (n, k), ascending by (distance, index); -1 where there is none.
     distances:   float32 or float64 (n, k), in the metric's unit; inf where there is no neighbor.
     order:       int64 (n,) or None. Vecchia graphs only: order[r] is the dataset index of rank r, and the rows and
-                 entries of `neighbors` are ranks. A k-NN graph's rows and entries are dataset indices.
+                 entries of `neighbors` are ranks. A k-NN graph's rows and entries are dataset indices; the rows of a query's
+                 answer are its queries.
     id, dataset: names of the graph and of its points in the service.
     spec:        the specification, in its normal form.
     certificate: what was measured about the graph's exactness.

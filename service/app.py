@@ -9,7 +9,7 @@ from fastapi import FastAPI
 
 from service.backend import Backend
 from service.problems import PROBLEM_ANSWERS, install_problems
-from service.routes import datasets, graphs, health, metrics, oneshot, tracks
+from service.routes import datasets, graphs, health, metrics, oneshot, queries, tracks
 from service.settings import ServiceSettings
 
 _DESCRIPTION = """Exact neighbor graphs for Gaussian processes.
@@ -34,6 +34,6 @@ def create_app(settings: ServiceSettings) -> FastAPI:
 
     app = FastAPI(title="pcct", version="1", description=_DESCRIPTION, lifespan=lifespan, responses=PROBLEM_ANSWERS)
     install_problems(app)
-    for module in (datasets, graphs, tracks, oneshot, health, metrics):
+    for module in (datasets, queries, graphs, tracks, oneshot, health, metrics):
         app.include_router(module.router)
     return app

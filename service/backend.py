@@ -8,10 +8,10 @@ from typing import Annotated, TypeAlias
 
 from fastapi import Depends, Request
 
-from pcct_core.spec import GraphSpec
 from service.problems import GraphDeleted
 from service.settings import ServiceSettings
 from service.waiting import wait_unless
+from worker.query import Wish
 from worker.store import TERMINAL, GraphRecord, Store
 from worker.tasks import Queue
 from worker.tracks import Tracks
@@ -45,7 +45,7 @@ class Backend:
         await self.refreshes.aclose()
         await self.store.aclose()
 
-    async def ask_graph(self, dataset_id: str, spec: GraphSpec) -> GraphRecord:
+    async def ask_graph(self, dataset_id: str, spec: Wish) -> GraphRecord:
         """Ask for a graph and queue its job if it needs one; raises UnknownDataset."""
         record, wanted = await self.store.request_graph(dataset_id, spec)
         if wanted:

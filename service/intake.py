@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from types import TracebackType
-from typing import Any, Self, TypeVar, cast
+from typing import Any, NamedTuple, Self, TypeVar, cast
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
@@ -18,6 +18,7 @@ from pcct_core.spec import Cosine, GraphSpec, Haversine, Metric
 from service.problems import UploadStalled
 from service.settings import ServiceSettings
 from service.wire import BodyTooLarge, Layout, npy_header, points_decoder
+from worker.query import QuerySpec, check_query
 from worker.store import Dataset, Store
 
 M = TypeVar("M", bound=BaseModel)
@@ -29,32 +30,70 @@ _PARTIAL_METRICS: tuple[Metric, ...] = (Haversine(), Cosine())
 _ENTRY_BYTES = 4 + 8  # an int32 neighbor and a distance, counted as float64
 
 
+class Purpose(NamedTuple):
+    """What an array on its way is for, where that is known: what cannot be is refused as soon as it is seen.
+
+    metric: which its rows must suit. check: called with n and d before the first rows; raises for those that do not fit.
+    """
+
+    metric: Metric
+    check: Callable[[int, int], None]
+
+
 def check_wish(n: int, d: int, spec: GraphSpec, settings: ServiceSettings) -> None:
     """Raise InvalidPoints or InvalidSpec when spec does not fit n points in d dimensions, or costs too much here."""
     check_shape(n, d, spec)
-    if spec.k > settings.max_k:
-        raise InvalidSpec(f"k is {spec.k}, this service allows k ≤ {settings.max_k}", "k")
-    size = n * spec.k * _ENTRY_BYTES
-    if size > settings.max_graph_bytes:
-        raise InvalidSpec(
-            f"k is {spec.k} for {n} points: a graph of {size} bytes, the limit is {settings.max_graph_bytes}", "k"
-        )
+    _check_cost(n, spec.k, settings)
 
 
 def check_wish_on(dataset: Dataset, spec: GraphSpec, settings: ServiceSettings) -> None:
     """Raise InvalidPoints or InvalidSpec when spec cannot be met on this dataset, by what its upload has noted."""
     check_wish(dataset.n, dataset.d, spec, settings)
-    fault = dataset.facts.get("faults", {}).get(_metric_name(spec.metric))
+    _check_faults(dataset, spec.metric)
+
+
+def check_queries(n: int, d: int, asked: Dataset, k: int, settings: ServiceSettings) -> None:
+    """Raise InvalidPoints or InvalidSpec when n queries in d dimensions cannot ask a dataset, or cost too much here."""
+    if d != asked.d:
+        raise InvalidPoints(f"queries have {d} columns, the points of dataset {asked.id} have {asked.d}")
+    _check_cost(n, k, settings)
+
+
+def check_query_on(asked: Dataset, k: int, metric: Metric) -> None:
+    """Raise InvalidPoints or InvalidSpec when a dataset cannot be asked for neighbors, by whatever queries."""
+    check_query(asked.n, asked.d, k, metric)
+    _check_faults(asked, metric)
+
+
+def check_query_between(asked: Dataset, queries: Dataset, spec: QuerySpec, settings: ServiceSettings) -> None:
+    """Raise InvalidPoints or InvalidSpec when a query cannot be answered on these two datasets."""
+    check_query_on(asked, spec.k, spec.metric)
+    check_queries(queries.n, queries.d, asked, spec.k, settings)
+    _check_faults(queries, spec.metric)
+
+
+def _check_cost(rows: int, k: int, settings: ServiceSettings) -> None:
+    if k > settings.max_k:
+        raise InvalidSpec(f"k is {k}, this service allows k ≤ {settings.max_k}", "k")
+    size = rows * k * _ENTRY_BYTES
+    if size > settings.max_graph_bytes:
+        raise InvalidSpec(
+            f"k is {k} for {rows} points: a graph of {size} bytes, the limit is {settings.max_graph_bytes}", "k"
+        )
+
+
+def _check_faults(dataset: Dataset, metric: Metric) -> None:
+    fault = dataset.facts.get("faults", {}).get(_metric_name(metric))
     if fault is not None:
         raise InvalidPoints(fault["detail"], fault["row"])
 
 
 async def receive_points(
-    request: Request, store: Store, settings: ServiceSettings, spec: GraphSpec | None = None
+    request: Request, store: Store, settings: ServiceSettings, purpose: Purpose | None = None
 ) -> tuple[Dataset, bool]:
     """Stream the request's array into the store; return its dataset, and False when it was known already.
 
-    spec: the graph that will be asked for, where that is known: what it forbids is refused as soon as it is seen.
+    purpose: what it is for, where that is known.
     Raises InvalidPoints, InvalidSpec, WireError or UploadStalled; nothing is left behind then.
     """
     length = request.headers.get("content-length", "")
@@ -65,7 +104,7 @@ async def receive_points(
         request.query_params,
         settings.limits,
     )
-    async with _Arrival(store, settings, spec) as arrival:
+    async with _Arrival(store, purpose) as arrival:
         async for piece in _pieces(request, settings.upload_idle_s):
             for rows in decoder.feed(piece):
                 await arrival.take(rows, decoder.layout)
@@ -98,10 +137,9 @@ async def receive_model(request: Request, settings: ServiceSettings, kind: type[
 class _Arrival:
     """One array on its way from the decoder to the store: each block of rows is judged, hashed and staged."""
 
-    def __init__(self, store: Store, settings: ServiceSettings, spec: GraphSpec | None) -> None:
+    def __init__(self, store: Store, purpose: Purpose | None) -> None:
         self._store = store
-        self._settings = settings
-        self._spec = spec
+        self._purpose = purpose
         self._layout: Layout | None = None
         self._digest = hashlib.sha256()
         self._rows = 0
@@ -133,8 +171,8 @@ class _Arrival:
 
     async def _open(self, layout: Layout | None) -> None:
         assert layout is not None  # noqa: S101  (decoders know it before they give rows)
-        if self._spec is not None:
-            check_wish(layout.n, layout.d, self._spec, self._settings)
+        if self._purpose is not None:
+            self._purpose.check(layout.n, layout.d)
         self._digest.update(npy_header(layout.dtype.name, (layout.n, layout.d)))
         self._upload = await self._store.upload(layout.n, layout.d, layout.dtype.name).__aenter__()
         self._layout = layout
@@ -147,7 +185,7 @@ class _Arrival:
             try:
                 check_metric(rows, metric, self._rows)
             except InvalidPoints as fault:
-                if self._spec is not None and self._spec.metric == metric:
+                if self._purpose is not None and self._purpose.metric == metric:
                     raise
                 self._faults[name] = {"row": fault.row, "detail": str(fault)}
 

@@ -1,6 +1,7 @@
 """The worker's room: what is stored, what is queued, and how one job is done.
 
 settings   every option of the store, the queue and the worker, from PCCT_... environment variables
+query      the neighbors of other points: what is asked, and its answer
 store      datasets, graphs, arrays and heartbeats in Redis or Valkey; all keys, chunks and checksums
 tracks     versions that training loops follow: what a refresh decides, how a version is swapped
 metrics    what is counted about refreshes, for /metrics

@@ -20,12 +20,14 @@ from redis.exceptions import RedisError
 from pcct_core.spec import Cosine, Euclidean, GraphSpec, Haversine, Inducing, Matern52, Order, Residual
 from worker.follow import Follower
 from worker.logs import configure_logs
+from worker.query import QuerySpec, answer_query
 from worker.run import Build, Runner
 from worker.settings import WorkerSettings
 from worker.store import Store, WorkerInfo
 from worker.tasks import Job, Queue
 from worker.tracks import Tracks
 
+_NOBODY = "0" * 64  # asks while warming up; no dataset has this id
 _BEATS_TO_LIVE = 5  # a worker counts as gone after missing this many heartbeats
 
 _log = structlog.stdlib.get_logger("pcct.worker")
@@ -47,7 +49,7 @@ def run_worker(
 
 
 def load_warm_build() -> Build:
-    """Import the core and run every kind of graph once on a few points, so that no user waits for the compiler."""
+    """Import the core and run every kind of graph and query once on a few points, so that no user waits for the compiler."""
     from pcct_core.graph import build_graph
 
     generator = np.random.default_rng(0)
@@ -56,11 +58,14 @@ def load_warm_build() -> Build:
         for d, metric in ((2, Haversine()), (3, Euclidean(0.5)), (3, Cosine()), (24, Euclidean())):
             points = generator.uniform(1.0, 2.0, (300, d)).astype(dtype)
             build_graph(points, GraphSpec(kind="knn", k=4, metric=metric))
+            answer_query(points, points[:40], QuerySpec(_NOBODY, 4, metric))
             for order in orders if d == 3 else orders[:1]:
                 build_graph(points, GraphSpec(kind="vecchia", k=4, metric=metric, order=order))
     # More points than share one tree, so that what lays out a smaller one is compiled too.
     points = generator.random((2100, 2))
-    build_graph(points, GraphSpec(kind="vecchia", k=4, metric=Residual(Matern52(1.0), Inducing(8)), order="given"))
+    residual = Residual(Matern52(1.0), Inducing(8))
+    build_graph(points, GraphSpec(kind="vecchia", k=4, metric=residual, order="given"))
+    answer_query(points[:300], points[:40], QuerySpec(_NOBODY, 4, residual))
     return build_graph
 
 

@@ -18,6 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 import structlog
+from numpy.typing import NDArray
 from redis.exceptions import ConnectionError as StoreConnectionError
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as StoreTimeoutError
@@ -25,6 +26,7 @@ from redis.exceptions import TimeoutError as StoreTimeoutError
 from pcct_core.errors import Cancelled, InvalidPoints, InvalidSpec, NotPositiveDefinite
 from pcct_core.lookup import GateLookup
 from pcct_core.spec import GraphSpec, Residual
+from worker.query import QueryAnswer, QuerySpec, Wish, answer_query, metric_references, wish_from_json
 from worker.settings import WorkerSettings
 from worker.store import DamagedData, GraphRecord, Store, UnknownDataset
 from worker.tasks import Queue
@@ -122,11 +124,8 @@ class Runner:
         started = time.perf_counter()
         log.info("job started", dataset=record.dataset[:12], spec=record.spec, attempt=record.attempts)
         points = await self._patiently(lambda: self.store.load_points(record.dataset))
-        spec = await self._with_arrays(GraphSpec.from_json(record.spec))
-        call = partial(self.build, points, spec, threads=self.threads)
-        if spec.gate == "lookup":
-            call = partial(call, lookup=await self._profile(record.dataset, spec))
-        build = _BuildThread(call)
+        spec = await self._with_arrays(wish_from_json(record.spec))
+        build = _BuildThread(await self._call(record.dataset, points, spec))
         if not await self._watch(build, graph_id, attempt, notice):
             log.info("job stopped: not wanted any more")
             return
@@ -138,13 +137,22 @@ class Runner:
         except Cancelled:
             await self._hand_back(record, attempt, log)
             return
-        await self._keep_profile(record.dataset, graph)
+        if graph.lookup is not None:
+            await self._keep_profile(record.dataset, spec, graph.lookup)
         published = await self._patiently(
             lambda: self.store.publish_graph(
                 graph_id, attempt, graph.arrays(), graph.certificate.to_json(), graph.telemetry.to_json()
             )
         )
         log.info("job published" if published else "job overtaken", seconds=round(time.perf_counter() - started, 3))
+
+    async def _call(self, dataset: str, points: NDArray[Any], spec: Wish) -> Callable[..., Graph | QueryAnswer]:
+        """Return what makes the answer, to be called with progress and cancel."""
+        if isinstance(spec, QuerySpec):
+            queries = await self._patiently(partial(self.store.load_points, spec.queries))
+            return partial(answer_query, points, queries, spec, threads=self.threads)
+        call = partial(self.build, points, spec, threads=self.threads)
+        return partial(call, lookup=await self._profile(dataset, spec)) if spec.gate == "lookup" else call
 
     async def _profile(self, dataset: str, spec: GraphSpec) -> GateLookup | None:
         """Return the gate lookup that the specification asks for, None when none was learned yet.
@@ -157,15 +165,14 @@ class Runner:
         profile = await self._patiently(lambda: self.store.profile(dataset, kernel, spec.k))
         return None if profile is None else GateLookup.from_json(profile)
 
-    async def _keep_profile(self, dataset: str, graph: Graph) -> None:
-        lookup = graph.lookup
-        if lookup is not None and graph.spec.gate != "lookup":
+    async def _keep_profile(self, dataset: str, spec: Wish, lookup: GateLookup) -> None:
+        if isinstance(spec, GraphSpec) and spec.gate != "lookup":
             await self._patiently(lambda: self.store.keep_profile(dataset, lookup.kernel, lookup.k, lookup.to_json()))
 
-    async def _with_arrays(self, spec: GraphSpec) -> GraphSpec:
-        """Return the specification with the arrays of the datasets that it names."""
+    async def _with_arrays(self, spec: Wish) -> Wish:
+        """Return the specification with the arrays of the datasets that its metric names."""
         arrays = {}
-        for dataset in spec.references():
+        for dataset in metric_references(spec.metric):
             arrays[dataset] = await self._patiently(partial(self.store.load_points, dataset))
         return spec.with_arrays(arrays)
 
@@ -223,19 +230,19 @@ async def patiently(call: Callable[[], Awaitable[T]], stopping: asyncio.Event) -
 class _BuildThread:
     """A build in a thread of its own, which a stopping process may leave behind.
 
-    build: called with progress and cancel. finished: future of the Graph, or of what the build raised. cancel: set it to
-    stop the build.
+    build: called with progress and cancel. finished: future of the graph or answer, or of what the build raised.
+    cancel: set it to stop the build.
     """
 
-    def __init__(self, build: Callable[..., Graph]) -> None:
+    def __init__(self, build: Callable[..., Graph | QueryAnswer]) -> None:
         self._loop = asyncio.get_running_loop()
-        self.finished: asyncio.Future[Graph] = self._loop.create_future()
+        self.finished: asyncio.Future[Graph | QueryAnswer] = self._loop.create_future()
         # A build that nobody waits for any more may fail in silence.
         self.finished.add_done_callback(lambda finished: finished.cancelled() or finished.exception())
         self.cancel = threading.Event()
         self._latest: tuple[str, int, int] | None = None
         self._phase: tuple[str, float] = ("", 0.0)
-        self._call: Callable[[], Graph] = partial(build, progress=self._note, cancel=self.cancel)
+        self._call: Callable[[], Graph | QueryAnswer] = partial(build, progress=self._note, cancel=self.cancel)
         threading.Thread(target=self._run, name="pcct build", daemon=True).start()
 
     def progress(self) -> dict[str, Any] | None:

@@ -30,6 +30,7 @@ from redis.exceptions import RedisError
 
 from pcct_core.errors import PcctError
 from pcct_core.spec import GraphSpec
+from worker.query import Wish
 from worker.settings import SharedSettings
 
 State: TypeAlias = Literal["queued", "running", "ready", "failed", "cancelled"]
@@ -192,7 +193,7 @@ class Keys:
         return f"pcct:worker:{name}"
 
 
-def graph_id(dataset_id: str, spec: GraphSpec) -> str:
+def graph_id(dataset_id: str, spec: Wish) -> str:
     """Return the id of the graph for (dataset, spec): SHA-256 hex of both."""
     return hashlib.sha256(dataset_id.encode() + b"\n" + spec.canonical()).hexdigest()
 
@@ -565,7 +566,7 @@ class Store:
         fields = await self._fields(Keys.graph(id))
         return _record(id, fields) if fields else None
 
-    async def request_graph(self, dataset_id: str, spec: GraphSpec) -> tuple[GraphRecord, bool]:
+    async def request_graph(self, dataset_id: str, spec: Wish) -> tuple[GraphRecord, bool]:
         """Ask for the graph of (dataset, spec), atomically; return its record and whether to `Queue.submit(record)`.
 
         True when the graph is absent, failed, cancelled, damaged, evicted, lost by its worker, or queued already

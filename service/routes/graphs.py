@@ -11,13 +11,13 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
 
-from pcct_core.spec import GraphSpec
 from service.answers import array_stream, graph_npz, npz_etag, stream_answer
 from service.backend import Backend, InBackend
-from service.intake import check_wish_on, receive_model
+from service.intake import check_query_between, check_wish_on, receive_model
 from service.problems import GraphFailed, GraphNotReady, UnknownArray, problem_type
 from service.routes.datasets import find_dataset, is_content_id
 from service.wire import NPY, NPZ, InvalidParameter, choose_format, write_npy
+from worker.query import QuerySpec, wish_from_json
 from worker.store import TERMINAL, ArrayInfo, GraphRecord, UnknownGraph
 
 router = APIRouter(prefix="/v1/graphs", tags=["graphs"])
@@ -101,10 +101,13 @@ async def request_graph(
 ) -> JSONResponse:
     """Ask for a graph: 200 when it has ended (or does within `Prefer: wait=SECONDS`), else 202."""
     wish = await receive_model(request, backend.settings, GraphRequest)
-    spec = GraphSpec.from_json(wish.spec)
-    check_wish_on(await find_dataset(wish.dataset, backend), spec, backend.settings)
-    for reference in spec.references():
-        await find_dataset(reference, backend)
+    spec = wish_from_json(wish.spec)
+    dataset = await find_dataset(wish.dataset, backend)
+    references = [await find_dataset(reference, backend) for reference in spec.references()]
+    if isinstance(spec, QuerySpec):
+        check_query_between(dataset, references[0], spec, backend.settings)
+    else:
+        check_wish_on(dataset, spec, backend.settings)
     wait_s = granted_wait(prefer, backend)
     record = await backend.ask_graph(wish.dataset, spec)
     return await graph_answer(await backend.wait_graph(record, wait_s or 0.0, request), backend, wait_s)

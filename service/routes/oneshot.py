@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import Annotated, Any
 
@@ -12,18 +13,19 @@ from pcct_core.errors import InvalidPoints, InvalidSpec
 from pcct_core.spec import GraphSpec
 from service.answers import array_stream, graph_npz, npz_etag, stream_answer
 from service.backend import Backend, InBackend
-from service.intake import check_wish_on, receive_points
+from service.intake import Purpose, check_wish, check_wish_on, receive_points
 from service.problems import BuildFailed, GraphFailed, NotReady
-from service.routes.datasets import ARRAY_BODY
+from service.routes.datasets import ARRAY_BODY, find_dataset
 from service.routes.graphs import GraphBody, graph_answer
 from service.wire import NPY, NPZ, InvalidParameter, choose_format, write_npy
 from worker.store import TERMINAL, GraphRecord
 
 router = APIRouter(prefix="/v1", tags=["one-shot"])
 
+ANSWER_FORMATS = (NPZ, NPY)
 _LOOK_S = 5.0  # how often a waiting request makes sure that somebody works; a worker may just be starting
 
-_ANSWERS: dict[int | str, dict[str, Any]] = {
+ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "All arrays as .npz, or with `Accept: application/x-npy` the neighbors alone",
         "content": {media: {"schema": {"type": "string", "format": "binary"}} for media in (NPZ, NPY)},
@@ -38,7 +40,9 @@ class KnnQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     k: int = 30
-    metric: str = "euclidean"
+    metric: Annotated[str, Field(description="A metric's name, or all of it as in a specification, in JSON")] = (
+        "euclidean"
+    )
     lengthscale: Annotated[str | None, Field(description="One positive number, or one per dimension: 0.3,0.3,0.1")] = (
         None
     )
@@ -47,18 +51,27 @@ class KnnQuery(BaseModel):
 
     def spec(self) -> GraphSpec:
         """Return the specification; raises InvalidSpec or InvalidParameter."""
-        return GraphSpec.from_json({"kind": "knn", "k": self.k, "metric": self._metric()})
+        return GraphSpec.from_json({"kind": "knn", "k": self.k, "metric": self.metric_json()})
 
-    def _metric(self) -> dict[str, Any]:
+    def metric_json(self) -> dict[str, Any]:
+        """Return the metric as in a specification; raises InvalidParameter."""
+        metric: dict[str, Any] = {"type": self.metric}
+        if self.metric.lstrip().startswith("{"):
+            try:
+                metric = json.loads(self.metric)
+            except (ValueError, RecursionError):
+                raise InvalidParameter(
+                    'metric is not JSON; use a name, or an object such as {"type":"euclidean"}', "metric"
+                ) from None
         if self.lengthscale is None:
-            return {"type": self.metric}
+            return metric
         try:
             values = [float(part) for part in self.lengthscale.split(",")]
         except ValueError:
             raise InvalidParameter(
                 f"lengthscale is {self.lengthscale!r}; use a number, or numbers with commas between", "lengthscale"
             ) from None
-        return {"type": self.metric, "lengthscale": values[0] if len(values) == 1 else values}
+        return metric | {"lengthscale": values[0] if len(values) == 1 else values}
 
 
 class VecchiaQuery(KnnQuery):
@@ -69,27 +82,35 @@ class VecchiaQuery(KnnQuery):
 
     def spec(self) -> GraphSpec:
         """Return the specification; raises InvalidSpec or InvalidParameter."""
-        wish = {"kind": "vecchia", "k": self.k, "metric": self._metric(), "order": self.order, "seed": self.seed}
+        wish = {"kind": "vecchia", "k": self.k, "metric": self.metric_json(), "order": self.order, "seed": self.seed}
         return GraphSpec.from_json(wish)
 
 
-@router.post("/knn", openapi_extra=ARRAY_BODY, responses=_ANSWERS)
+@router.post("/knn", openapi_extra=ARRAY_BODY, responses=ANSWERS)
 async def build_knn(request: Request, backend: InBackend, query: Annotated[KnnQuery, Query()]) -> Response:
     """Return the exact k-nearest-neighbor graph of the array in the body."""
     return await _build(request, backend, query.spec())
 
 
-@router.post("/vecchia", openapi_extra=ARRAY_BODY, responses=_ANSWERS)
+@router.post("/vecchia", openapi_extra=ARRAY_BODY, responses=ANSWERS)
 async def build_vecchia(request: Request, backend: InBackend, query: Annotated[VecchiaQuery, Query()]) -> Response:
     """Return the Vecchia graph of the array in the body: row r lists the k nearest among ranks 0 … r-1."""
     return await _build(request, backend, query.spec())
 
 
 async def _build(request: Request, backend: Backend, spec: GraphSpec) -> Response:
-    media = choose_format(request.headers.get("accept"), (NPZ, NPY))
-    dataset, _ = await receive_points(request, backend.store, backend.settings, spec)
+    media = choose_format(request.headers.get("accept"), ANSWER_FORMATS)
+    for reference in spec.references():
+        await find_dataset(reference, backend)
+    purpose = Purpose(spec.metric, lambda n, d: check_wish(n, d, spec, backend.settings))
+    dataset, _ = await receive_points(request, backend.store, backend.settings, purpose)
     check_wish_on(dataset, spec, backend.settings)
-    record = await _wait(await backend.ask_graph(dataset.id, spec), backend, request)
+    return await answer_oneshot(request, backend, await backend.ask_graph(dataset.id, spec), media)
+
+
+async def answer_oneshot(request: Request, backend: Backend, asked: GraphRecord, media: str) -> Response:
+    """Wait for a graph that was asked for and return its arrays; 202 when it takes longer than `oneshot_wait_s`."""
+    record = await _wait(asked, backend, request)
     if record.state not in TERMINAL:
         return await graph_answer(record, backend)
     if record.state != "ready":

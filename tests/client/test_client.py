@@ -67,6 +67,26 @@ def test_knn_has_no_order_and_asks_for_none(client, service):
     assert all(request.headers["accept-encoding"] == "identity" for request in service.requests)
 
 
+def test_query_uploads_both_arrays_and_asks_for_a_graph(client, service):
+    queries = POINTS + 1.0
+    answer = client.query(POINTS, queries, k=2, metric="haversine")
+    assert set(service.datasets) == {dataset_id(POINTS), dataset_id(queries)}
+    assert service.documents == [
+        {
+            "dataset": dataset_id(POINTS),
+            "spec": {"kind": "query", "queries": dataset_id(queries), "k": 2, "metric": {"type": "haversine"}},
+        }
+    ]
+    np.testing.assert_array_equal(answer.neighbors, service.arrays["neighbors"])
+    assert answer.order is None
+
+
+def test_query_takes_dataset_ids(client, service):
+    client.query("a" * 64, "b" * 64, k=2)
+    assert service.said()[0] == "POST /graphs"
+    assert service.documents[0]["spec"]["queries"] == "b" * 64
+
+
 def test_graph_takes_a_dataset_id_and_json_values(client, service):
     spec = {"kind": "knn", "k": 1, "metric": {"type": "euclidean", "lengthscale": np.array([1.0, 0.5])}}
     client.graph("d" * 64, spec, k=np.int64(2))

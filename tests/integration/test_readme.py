@@ -48,6 +48,7 @@ def home(tmp_path: Path) -> Path:
     (tmp_path / "docs/demo").mkdir(parents=True)
     np.save(tmp_path / "docs/demo/places.npy", places)
     np.save(tmp_path / "points.npy", places)
+    np.save(tmp_path / "queries.npy", places[::10] + 0.01)
     return tmp_path
 
 
@@ -111,6 +112,8 @@ def test_readme_curl_step_by_step(url: str, home: Path) -> None:
     assert '"state":"ready"' in printed
     assert np.load(home / "neighbors.npy").shape == (100, 10)
     assert sorted(np.load(home / "order.npy")) == list(range(2000))
+    with np.load(home / "nearest.npz") as nearest:
+        assert nearest["neighbors"].shape == nearest["distances"].shape == (200, 5)
 
 
 @pytest.mark.integration
