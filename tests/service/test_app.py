@@ -30,6 +30,7 @@ async def test_documentation_describes_every_route(service):
     assert {
         "/v1/datasets",
         "/v1/datasets/{dataset_id}",
+        "/v1/datasets/{dataset_id}/query",
         "/v1/graphs",
         "/v1/graphs/{graph_id}",
         "/v1/graphs/{graph_id}/arrays",
