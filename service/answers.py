@@ -3,17 +3,44 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator
+import math
+from collections.abc import AsyncIterator, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 
-from service.wire import ArrayStream, write_npz
+from service.wire import (
+    JSON,
+    NPY,
+    NPZ,
+    RAW,
+    SAFETENSORS,
+    ArrayStream,
+    safetensors_header,
+    safetensors_order,
+    write_json,
+    write_json_object,
+    write_npy,
+    write_npz,
+    write_safetensors,
+)
 from worker.store import ArrayInfo, GraphRecord, Store
+
+# The first of each is what a client gets that does not care.
+ARRAY_FORMATS = (NPY, RAW, JSON)
+GRAPH_FORMATS = (NPZ, SAFETENSORS, JSON)
 
 # The answer to a (graph, slice, format) never changes: its name is made from its content.
 _IMMUTABLE = "private, max-age=31536000, immutable"
+
+
+def formats_content(formats: tuple[str, ...]) -> dict[str, Any]:
+    """Return how the OpenAPI document describes an answer in one of these formats."""
+    binary = {"schema": {"type": "string", "format": "binary"}}
+    return {media: {"schema": {}} if media == JSON else binary for media in formats}
 
 
 def array_stream(
@@ -27,32 +54,58 @@ def array_stream(
     return ArrayStream(info.name, info.dtype, (stop - start, k), _nearest(rows, info, k))
 
 
-def graph_npz(store: Store, record: GraphRecord) -> AsyncIterator[bytes]:
-    """Return all arrays of a finished graph as one .npz file."""
-    return write_npz([array_stream(store, record.id, info) for info in record.arrays.values()])
+class Body(NamedTuple):
+    """What an answer carries.
+
+    pieces: its bytes. etag: of these arrays in this format. length: in bytes, None when it is not known before.
+    headers: what the bytes do not say.
+    """
+
+    pieces: AsyncIterator[bytes]
+    media: str
+    etag: str
+    length: int | None = None
+    headers: Mapping[str, str] = MappingProxyType({})
 
 
-def npz_etag(record: GraphRecord) -> str:
-    """Return the entity tag of `graph_npz`, made from those of the arrays in it."""
-    return hashlib.sha256("".join(info.etag for info in record.arrays.values()).encode()).hexdigest()[:32]
+def array_body(array: ArrayStream, media: str, etag: str) -> Body:
+    """Return one array in one of ARRAY_FORMATS; etag: of the array."""
+    if media == RAW:
+        headers = {"Array-Dtype": np.dtype(array.dtype).name, "Array-Shape": ",".join(map(str, array.shape))}
+        return Body(array.rows, RAW, f"{etag}.raw", array.data_bytes, headers)
+    if media == JSON:
+        return Body(write_json(array), JSON, f"{etag}.json")
+    return Body(write_npy(array), NPY, etag, array.npy_bytes)
 
 
-async def stream_answer(
-    request: Request,
-    pieces: AsyncIterator[bytes],
-    media: str,
-    etag: str,
-    length: int | None = None,
-    location: str | None = None,
-) -> Response:
-    """Return the pieces as an answer with a strong ETag, 304 when the client has it, without a body for HEAD.
+def graph_body(store: Store, record: GraphRecord, media: str) -> Body:
+    """Return all arrays of a finished graph in one of GRAPH_FORMATS."""
+    arrays = [array_stream(store, record.id, info) for info in record.arrays.values()]
+    etag = hashlib.sha256("".join(info.etag for info in record.arrays.values()).encode()).hexdigest()[:32]
+    if media == SAFETENSORS:
+        arrays = safetensors_order(arrays)
+        length = len(safetensors_header(arrays)) + sum(array.data_bytes for array in arrays)
+        return Body(write_safetensors(arrays), SAFETENSORS, f"{etag}.safetensors", length)
+    if media == JSON:
+        return Body(write_json_object(arrays), JSON, f"{etag}.json")
+    return Body(write_npz(arrays), NPZ, etag)
+
+
+def graph_numbers(record: GraphRecord) -> int:
+    """Return how many numbers the arrays of a finished graph hold."""
+    return sum(math.prod(info.shape) for info in record.arrays.values())
+
+
+async def stream_answer(request: Request, carried: Body, location: str | None = None) -> Response:
+    """Return a body as an answer with a strong ETag, 304 when the client has it, without a body for HEAD.
 
     location: where a GET has the same answer, when this is not one; such an answer is neither cached nor revalidated.
 
     The first piece is read before the answer starts, so that a store that is away or damaged data still become a
     problem; later faults end the connection short of the announced length.
     """
-    headers = {"ETag": f'"{etag}"', "Cache-Control": _IMMUTABLE, "Vary": "Accept"}
+    pieces, media, etag, length, said = carried
+    headers = {"ETag": f'"{etag}"', "Cache-Control": _IMMUTABLE, "Vary": "Accept", **said}
     if location is not None:
         headers |= {"Content-Location": location, "Cache-Control": "no-store"}
     elif has_tag(request.headers.get("if-none-match"), etag):

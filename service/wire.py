@@ -1,4 +1,4 @@
-"""Array formats on the wire: bodies in, canonical rows out; stored rows in, .npy and .npz out. No I/O, never pickle.
+"""Array formats on the wire: bodies in, canonical rows out; stored rows in, bodies out. No I/O, never pickle.
 
 WireError
 ├── UnsupportedBody     nothing here reads this content type or encoding
@@ -32,6 +32,7 @@ from pcct_core.points import Points
 
 NPY = "application/x-npy"
 NPZ = "application/x-npz"
+SAFETENSORS = "application/x-safetensors"
 RAW = "application/octet-stream"
 JSON = "application/json"
 
@@ -40,6 +41,11 @@ _NPY_VERSIONS = ((1, 0), (2, 0), (3, 0))
 # np.save writes 128 bytes; anything much longer is a structured type, which is not a point array.
 _MAX_HEADER_BYTES = 4096
 _BLOCK_BYTES = 1 << 20
+
+# Most bytes that one number takes as JSON text, a comma included: -1.2345678901234567e-308 and a bracket or two.
+_JSON_NUMBER_BYTES = 28
+
+_SAFETENSORS_TYPES = {"int32": "I32", "int64": "I64", "float32": "F32", "float64": "F64"}
 
 # What a client sends that did not say what it sends: nothing, or curl's default for --data-binary.
 _UNDECLARED = ("", "application/x-www-form-urlencoded")
@@ -436,9 +442,14 @@ class ArrayStream(NamedTuple):
     rows: AsyncIterator[bytes]
 
     @property
+    def data_bytes(self) -> int:
+        """Length of the numbers alone."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+    @property
     def npy_bytes(self) -> int:
         """Length of the array as a .npy file."""
-        return len(npy_header(self.dtype, self.shape)) + math.prod(self.shape) * np.dtype(self.dtype).itemsize
+        return len(npy_header(self.dtype, self.shape)) + self.data_bytes
 
 
 async def write_npy(array: ArrayStream) -> AsyncIterator[bytes]:
@@ -446,6 +457,56 @@ async def write_npy(array: ArrayStream) -> AsyncIterator[bytes]:
     yield npy_header(array.dtype, array.shape)
     async for piece in array.rows:
         yield piece
+
+
+async def write_json(array: ArrayStream) -> AsyncIterator[bytes]:
+    """Yield the array as a JSON list, of rows if it has columns; null where a distance is infinite, which JSON has not."""
+    yield b"["
+    comma = b""
+    async for piece in array.rows:
+        block = np.frombuffer(piece, np.dtype(array.dtype).newbyteorder("<")).reshape(-1, *array.shape[1:])
+        values = block.astype(object)
+        values[~np.isfinite(block)] = None
+        yield comma + json.dumps(values.tolist(), separators=(",", ":"), allow_nan=False)[1:-1].encode()
+        comma = b","
+    yield b"]"
+
+
+async def write_json_object(arrays: Iterable[ArrayStream]) -> AsyncIterator[bytes]:
+    """Yield the arrays as a JSON object of lists, by name."""
+    before = b"{"
+    for array in arrays:
+        yield before + json.dumps(array.name).encode() + b":"
+        async for piece in write_json(array):
+            yield piece
+        before = b","
+    yield b"}"
+
+
+def safetensors_header(arrays: Sequence[ArrayStream]) -> bytes:
+    """Return what stands before the numbers of the arrays in a safetensors file; they must follow in this order."""
+    entries: dict[str, Any] = {}
+    end = 0
+    for array in arrays:
+        begin, end = end, end + array.data_bytes
+        dtype = _SAFETENSORS_TYPES[np.dtype(array.dtype).name]
+        entries[array.name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": [begin, end]}
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # so that the first number is aligned for a reader that maps the file
+    return len(text).to_bytes(8, "little") + text
+
+
+def safetensors_order(arrays: Iterable[ArrayStream]) -> list[ArrayStream]:
+    """Return the arrays in the order in which every one of them is aligned: wide numbers first."""
+    return sorted(arrays, key=lambda array: -np.dtype(array.dtype).itemsize)
+
+
+async def write_safetensors(arrays: Sequence[ArrayStream]) -> AsyncIterator[bytes]:
+    """Yield the arrays, in the order of `safetensors_order`, as a safetensors file."""
+    yield safetensors_header(arrays)
+    for array in arrays:
+        async for piece in array.rows:
+            yield piece
 
 
 async def write_npz(arrays: Iterable[ArrayStream]) -> AsyncIterator[bytes]:
@@ -492,6 +553,25 @@ def choose_format(accept: str | None, offered: Sequence[str]) -> str:
     if quality[best] <= 0:
         raise NothingAcceptable(f"nothing here fits Accept: {accept}; ask for {' or '.join(offered)}")
     return best
+
+
+def choose_sized_format(accept: str | None, offered: Sequence[str], numbers: int, max_json_bytes: int) -> str:
+    """Return as `choose_format` does, without JSON where an answer of so many numbers may take more than max_json_bytes.
+
+    Raises NothingAcceptable, with what to do instead.
+    """
+    if numbers * _JSON_NUMBER_BYTES <= max_json_bytes:
+        return choose_format(accept, offered)
+    others = [media for media in offered if media != JSON]
+    try:
+        return choose_format(accept, others)
+    except NothingAcceptable:
+        choose_format(accept, offered)
+        raise NothingAcceptable(
+            f"{numbers} numbers are too many for JSON, which is limited to {max_json_bytes} bytes here "
+            f"({max_json_bytes // _JSON_NUMBER_BYTES} numbers); ask for {' or '.join(others)}, or for a part of an "
+            "array with ?rows=a:b&k="
+        ) from None
 
 
 def _media_range(item: str) -> tuple[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, TypeAlias
@@ -11,12 +12,21 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
 
-from service.answers import array_stream, graph_npz, npz_etag, stream_answer
+from service.answers import (
+    ARRAY_FORMATS,
+    GRAPH_FORMATS,
+    array_body,
+    array_stream,
+    formats_content,
+    graph_body,
+    graph_numbers,
+    stream_answer,
+)
 from service.backend import Backend, InBackend
 from service.intake import check_query_between, check_wish_on, receive_model
 from service.problems import GraphFailed, GraphNotReady, UnknownArray, problem_type
 from service.routes.datasets import find_dataset, is_content_id
-from service.wire import NPY, NPZ, InvalidParameter, choose_format, write_npy
+from service.wire import InvalidParameter, choose_format, choose_sized_format
 from worker.query import QuerySpec, wish_from_json
 from worker.store import TERMINAL, ArrayInfo, GraphRecord, UnknownGraph
 
@@ -76,7 +86,7 @@ _GRAPH_REQUEST = {
     }
 }
 _ARRAY_ANSWER: dict[int | str, dict[str, Any]] = {
-    200: {"content": {NPY: {"schema": {"type": "string", "format": "binary"}}}},
+    200: {"content": formats_content(ARRAY_FORMATS)},
     304: {"description": "The array named by If-None-Match is still the one"},
 }
 
@@ -136,13 +146,15 @@ async def delete_graph(graph_id: GraphId, backend: InBackend) -> None:
 @router.head("/{graph_id}/arrays", include_in_schema=False)
 @router.get(
     "/{graph_id}/arrays",
-    responses={200: {"content": {NPZ: {"schema": {"type": "string", "format": "binary"}}}}, 304: _ARRAY_ANSWER[304]},
+    responses={200: {"content": formats_content(GRAPH_FORMATS)}, 304: _ARRAY_ANSWER[304]},
 )
 async def read_arrays(graph_id: GraphId, request: Request, backend: InBackend) -> Response:
-    """Return all arrays in one .npz file."""
-    choose_format(request.headers.get("accept"), (NPZ,))
+    """Return all arrays in one answer, as .npz, safetensors or, when small, a JSON object of lists."""
+    accept = request.headers.get("accept")
+    choose_format(accept, GRAPH_FORMATS)
     record = await _ready(graph_id, backend)
-    return await stream_answer(request, graph_npz(backend.store, record), NPZ, npz_etag(record))
+    media = choose_sized_format(accept, GRAPH_FORMATS, graph_numbers(record), backend.settings.max_json_bytes)
+    return await stream_answer(request, graph_body(backend.store, record, media))
 
 
 @router.head("/{graph_id}/{name}", include_in_schema=False)
@@ -150,8 +162,9 @@ async def read_arrays(graph_id: GraphId, request: Request, backend: InBackend) -
 async def read_array(
     graph_id: GraphId, name: str, request: Request, backend: InBackend, part: Annotated[SliceQuery, Query()]
 ) -> Response:
-    """Return `neighbors`, `distances` or `order`, whole or in part, as .npy."""
-    choose_format(request.headers.get("accept"), (NPY,))
+    """Return `neighbors`, `distances` or `order`, whole or in part, as .npy, raw numbers or, when small, a JSON list."""
+    accept = request.headers.get("accept")
+    choose_format(accept, ARRAY_FORMATS)
     record = await _ready(graph_id, backend)
     if name not in record.arrays:
         raise UnknownArray(f"graph {graph_id} has no array {name!r}; it has {', '.join(record.arrays)}")
@@ -160,7 +173,8 @@ async def read_array(
     k = _checked_k(part.k, info)
     stream = array_stream(backend.store, graph_id, info, start, stop, k)
     etag = info.etag if stream.shape == info.shape else f"{info.etag}.{start}-{stop}.{k or 'all'}"
-    return await stream_answer(request, write_npy(stream), NPY, etag, stream.npy_bytes)
+    media = choose_sized_format(accept, ARRAY_FORMATS, math.prod(stream.shape), backend.settings.max_json_bytes)
+    return await stream_answer(request, array_body(stream, media, etag))
 
 
 async def graph_answer(record: GraphRecord, backend: Backend, wait_s: float | None = None) -> JSONResponse:

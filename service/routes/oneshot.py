@@ -11,24 +11,26 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pcct_core.errors import InvalidPoints, InvalidSpec
 from pcct_core.spec import GraphSpec
-from service.answers import array_stream, graph_npz, npz_etag, stream_answer
+from service.answers import GRAPH_FORMATS, array_body, array_stream, formats_content, graph_body, stream_answer
 from service.backend import Backend, InBackend
 from service.intake import Purpose, check_wish, check_wish_on, receive_points
 from service.problems import BuildFailed, GraphFailed, NotReady
 from service.routes.datasets import ARRAY_BODY, find_dataset
 from service.routes.graphs import GraphBody, graph_answer
-from service.wire import NPY, NPZ, InvalidParameter, choose_format, write_npy
+from service.wire import NPY, RAW, InvalidParameter, choose_format, choose_sized_format
+from worker.query import Wish
 from worker.store import TERMINAL, GraphRecord
 
 router = APIRouter(prefix="/v1", tags=["one-shot"])
 
-ANSWER_FORMATS = (NPZ, NPY)
+ANSWER_FORMATS = (*GRAPH_FORMATS, NPY, RAW)
 _LOOK_S = 5.0  # how often a waiting request makes sure that somebody works; a worker may just be starting
 
 ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "All arrays as .npz, or with `Accept: application/x-npy` the neighbors alone",
-        "content": {media: {"schema": {"type": "string", "format": "binary"}} for media in (NPZ, NPY)},
+        "description": "All arrays as .npz, safetensors or, when small, a JSON object of lists; or, with "
+        "`Accept: application/x-npy` or `application/octet-stream`, the neighbors alone",
+        "content": formats_content(ANSWER_FORMATS),
     },
     202: {"model": GraphBody, "description": "Not finished yet; it goes on, see Location"},
 }
@@ -99,31 +101,33 @@ async def build_vecchia(request: Request, backend: InBackend, query: Annotated[V
 
 
 async def _build(request: Request, backend: Backend, spec: GraphSpec) -> Response:
-    media = choose_format(request.headers.get("accept"), ANSWER_FORMATS)
+    choose_format(request.headers.get("accept"), ANSWER_FORMATS)
     for reference in spec.references():
         await find_dataset(reference, backend)
     purpose = Purpose(spec.metric, lambda n, d: check_wish(n, d, spec, backend.settings))
     dataset, _ = await receive_points(request, backend.store, backend.settings, purpose)
     check_wish_on(dataset, spec, backend.settings)
-    return await answer_oneshot(request, backend, await backend.ask_graph(dataset.id, spec), media)
+    return await ask_oneshot(request, backend, dataset.id, spec, dataset.n)
 
 
-async def answer_oneshot(request: Request, backend: Backend, asked: GraphRecord, media: str) -> Response:
-    """Wait for a graph that was asked for and return its arrays; 202 when it takes longer than `oneshot_wait_s`."""
-    record = await _wait(asked, backend, request)
+async def ask_oneshot(request: Request, backend: Backend, dataset_id: str, spec: Wish, rows: int) -> Response:
+    """Ask for a graph, wait, and return its arrays; 202 when it takes longer than `oneshot_wait_s`.
+
+    rows: of its arrays. Raises NothingAcceptable before anything is asked for.
+    """
+    numbers = rows * (2 * spec.k + 1)  # neighbors, distances, and the order that a Vecchia graph has
+    media = choose_sized_format(request.headers.get("accept"), ANSWER_FORMATS, numbers, backend.settings.max_json_bytes)
+    record = await _wait(await backend.ask_graph(dataset_id, spec), backend, request)
     if record.state not in TERMINAL:
         return await graph_answer(record, backend)
     if record.state != "ready":
         raise _failure(record)
     location = f"/v1/graphs/{record.id}"
-    if media == NPY:
-        info = record.arrays["neighbors"]
-        stream = array_stream(backend.store, record.id, info)
-        return await stream_answer(
-            request, write_npy(stream), NPY, info.etag, stream.npy_bytes, location=f"{location}/neighbors"
-        )
-    pieces = graph_npz(backend.store, record)
-    return await stream_answer(request, pieces, NPZ, npz_etag(record), location=f"{location}/arrays")
+    if media in GRAPH_FORMATS:
+        return await stream_answer(request, graph_body(backend.store, record, media), f"{location}/arrays")
+    info = record.arrays["neighbors"]
+    body = array_body(array_stream(backend.store, record.id, info), media, info.etag)
+    return await stream_answer(request, body, f"{location}/neighbors")
 
 
 async def _wait(record: GraphRecord, backend: Backend, request: Request) -> GraphRecord:

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Request, Response
 from service.backend import InBackend
 from service.intake import Purpose, check_queries, check_query_between, check_query_on, receive_points
 from service.routes.datasets import ARRAY_BODY, find_dataset
-from service.routes.oneshot import ANSWER_FORMATS, ANSWERS, KnnQuery, answer_oneshot
+from service.routes.oneshot import ANSWER_FORMATS, ANSWERS, KnnQuery, ask_oneshot
 from service.wire import choose_format
 from worker.query import QuerySpec, metric_references
 
@@ -21,7 +21,7 @@ async def query_dataset(
     dataset_id: str, request: Request, backend: InBackend, query: Annotated[KnnQuery, Query()]
 ) -> Response:
     """Return the k nearest rows of the dataset for every row of the body, exactly; a row that is in it finds itself."""
-    media = choose_format(request.headers.get("accept"), ANSWER_FORMATS)
+    choose_format(request.headers.get("accept"), ANSWER_FORMATS)
     wanted = query.spec()
     asked = await find_dataset(dataset_id, backend)
     for reference in metric_references(wanted.metric):
@@ -31,4 +31,4 @@ async def query_dataset(
     queries, _ = await receive_points(request, backend.store, backend.settings, purpose)
     spec = QuerySpec(queries.id, wanted.k, wanted.metric)
     check_query_between(asked, queries, spec, backend.settings)
-    return await answer_oneshot(request, backend, await backend.ask_graph(dataset_id, spec), media)
+    return await ask_oneshot(request, backend, dataset_id, spec, queries.n)
