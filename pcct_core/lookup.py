@@ -17,7 +17,7 @@ from pcct_core.errors import FileFormatError
 
 _VERSION = 1
 _BINS = 8
-_MARGIN = 1.2  # on the largest multiple seen among about 300 queries: see docs/CORE_IMPLEMENTATIONS.md
+_MARGIN = 1.25  # on the largest multiple seen among about 400 queries: see docs/CORE_IMPLEMENTATIONS.md
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,8 @@ from pcct_core.spec import Accuracy, GraphSpec, Residual
 from pcct_core.telemetry import Telemetry
 from pcct_core.topk import NO_ID
 
-_TAUGHT = 768  # queries that teach the lookup
+_SHARE = 5, 8  # of the ranks, those that search a smaller tree: a pair costs more than under Euclidean distance
+_TAUGHT = 1024  # queries that teach the lookup
 _ROUNDS = (0.9, 0.05, 0.05)  # share of the error probability spent on each audit: their sum bounds that of the last one
 _WIDEN = 1.3
 _FOLLOWED = 1.3  # gate over how far the neighbors of the previous graph are: see docs/CORE_IMPLEMENTATIONS.md
@@ -190,7 +191,7 @@ def _make_task(
 ) -> _Task:
     n, placed = len(rows), points[rows]
     if spec.kind == "vecchia":
-        levels = [_Level(*level) for level in predecessor_levels(placed, crew, telemetry)]
+        levels = [_Level(*level) for level in predecessor_levels(placed, crew, telemetry, _SHARE)]
         limit, itself = np.arange(n, dtype=np.int32), np.full(n, -1, np.int32)
     else:
         with telemetry.phase("tree"):
