@@ -73,9 +73,9 @@ def predecessor_levels(
 ) -> Iterator[tuple[Tree, NDArray[np.int32]]]:
     """Yield trees of the first ranks, and the ranks, int32 in tree order, that should search each; the last ranks first.
 
-    share: a fraction. With 3/8, ranks [3p/8, p) search the tree of ranks below p, then p becomes 3p/8: at least three eighths of
-    what a query meets are allowed, and all trees together cost 1.6 times the first one. Doubling (p/2) costs more trees, p/4
-    more candidates.
+    share: a fraction. With 3/8, ranks [3p/8, p) search the tree of ranks below p, then p becomes 3p/8: at least three
+    eighths of what a query meets are allowed, and all trees together cost 1.6 times the first one. Doubling (p/2) costs
+    more trees, p/4 more candidates.
     Source: Gu, Napier, Sun, Wang 2022, section 4 (prefix doubling).
     """
     ranges = _ranges(points.shape[0], share)
