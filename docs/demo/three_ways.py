@@ -79,7 +79,7 @@ def spec_of(model: Model, start: NDArray[np.float64], k: int, inducing: str) -> 
     The order is that of the points, and the inducing points are a dataset, the first of them: both stay what they are, so
     that from graph to graph nothing but the neighbors changes.
     """
-    metric = {"type": "residual", "kernel": model.kernel, "inducing": {"dataset": inducing}}
+    metric: dict[str, Any] = {"type": "residual", "kernel": model.kernel, "inducing": {"dataset": inducing}}
     metric |= {"variance": float(start[0]), "lengthscale": start[1:-1].tolist()}
     return {
         "kind": "vecchia",
