@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from service.backend import Backend
+from service.compression import CompressJson
 from service.problems import PROBLEM_ANSWERS, install_problems
 from service.routes import datasets, graphs, health, metrics, oneshot, queries, tracks
 from service.settings import ServiceSettings
@@ -34,6 +35,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
 
     app = FastAPI(title="pcct", version="1", description=_DESCRIPTION, lifespan=lifespan, responses=PROBLEM_ANSWERS)
     install_problems(app)
+    app.add_middleware(CompressJson)
     for module in (datasets, queries, graphs, tracks, oneshot, health, metrics):
         app.include_router(module.router)
     return app

@@ -574,6 +574,13 @@ def choose_sized_format(accept: str | None, offered: Sequence[str], numbers: int
         ) from None
 
 
+def choose_coding(accept_encoding: str | None, offered: Sequence[str]) -> str | None:
+    """Return the offered content coding that Accept-Encoding prefers, the first of equals; None when it names none."""
+    qualities = dict(_media_range(item) for item in (accept_encoding or "").split(",") if item.strip())
+    best = max(offered, key=lambda coding: qualities.get(coding, 0.0))
+    return best if qualities.get(best, 0.0) > 0 else None
+
+
 def _media_range(item: str) -> tuple[str, float]:
     media, *parameters = (part.strip().lower() for part in item.split(";"))
     for parameter in parameters:
