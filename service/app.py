@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from service.backend import Backend
 from service.compression import CompressJson
 from service.problems import PROBLEM_ANSWERS, install_problems
+from service.request_ids import RequestIds
 from service.routes import datasets, graphs, health, metrics, oneshot, queries, tracks
 from service.settings import ServiceSettings
 
@@ -18,7 +19,8 @@ _DESCRIPTION = """Exact neighbor graphs for Gaussian processes.
 Upload points once (`POST /v1/datasets`), ask for a graph (`POST /v1/graphs`), fetch its arrays; or do all of it in one
 request: `curl --data-binary @points.npy '…/v1/knn?k=30' -o graph.npz`. Arrays travel as `.npy`. Datasets and graphs are
 named by their content, so every request may be repeated. A training loop follows a track (`POST /v1/tracks`), whose
-newest graph goes with the hyperparameters. Errors are `application/problem+json`."""
+newest graph goes with the hyperparameters. Errors are `application/problem+json`. Every answer has an `X-Request-Id`, the
+request's own or a new one, which is in every line of the log, the worker's too."""
 
 
 def create_app(settings: ServiceSettings) -> FastAPI:
@@ -38,4 +40,5 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     app.add_middleware(CompressJson)
     for module in (datasets, queries, graphs, tracks, oneshot, health, metrics):
         app.include_router(module.router)
+    app.middleware_stack = RequestIds(app.build_middleware_stack())
     return app

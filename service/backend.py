@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import Annotated, TypeAlias
 
+import structlog
 from fastapi import Depends, Request
 
 from service.problems import GraphDeleted
@@ -15,6 +16,8 @@ from worker.query import Wish
 from worker.store import TERMINAL, GraphRecord, Store
 from worker.tasks import Queue
 from worker.tracks import Tracks
+
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class Backend:
         record, wanted = await self.store.request_graph(dataset_id, spec)
         if wanted:
             await self.queue.submit(record)
+            _log.info("graph queued", graph=record.id[:12])
         return record
 
     async def wait_graph(self, record: GraphRecord, wait_s: float, request: Request) -> GraphRecord:

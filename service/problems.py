@@ -30,6 +30,7 @@ from service.wire import (
     UnsupportedBody,
     WrongLength,
 )
+from worker.logs import request_id
 from worker.store import DamagedData, UnknownDataset, UnknownGraph
 from worker.tracks import EpochBackwards, NotAHyperparameter, UnknownTrack
 
@@ -199,7 +200,7 @@ async def _answer(request: Request, error: Exception) -> JSONResponse:
     detail = str(error)
     if problem.slug == "internal-error":
         # The server logs the traceback: Starlette raises the exception again behind this answer.
-        detail = "an unexpected error; it is in the log of the service"
+        detail = f"an unexpected error; it is in the log of the service under request id {request_id()}"
     elif problem.slug.startswith("store-"):
         _log.warning("store_unavailable", method=request.method, path=request.url.path, error=detail)
         detail = "the store behind this service does not take the request now; try again after Retry-After seconds"

@@ -22,6 +22,7 @@ import structlog
 from redis.exceptions import RedisError
 
 from pcct_core.spec import GraphSpec
+from worker.logs import on_behalf_of
 from worker.run import Runner, describe_error, exhausted, patiently
 from worker.store import Claim, GraphRecord, Store
 from worker.tracks import TIMEOUT, Pending, TrackRecord, Tracks, UnknownTrack
@@ -70,7 +71,8 @@ class Follower:
                 await self._patiently(partial(self.tracks.hand_over, record))
                 return
             else:
-                await self._reach(record, pending)
+                with on_behalf_of(record.request_id):
+                    await self._reach(record, pending)
                 reached += 1
 
     async def _reach(self, record: TrackRecord, pending: Pending) -> None:

@@ -1,20 +1,27 @@
-"""One log for every process of ours: plain lines or JSON on standard error, libraries included."""
+"""One log for every process of ours: plain lines or JSON on standard error, libraries included.
+
+What is done for one request says so in each of its lines, by `request_id`, from the API into the worker that builds.
+"""
 
 from __future__ import annotations
 
 import logging
 import sys
+from contextlib import AbstractContextManager
 
 import structlog
+from structlog.contextvars import bind_contextvars, bound_contextvars, get_contextvars
 
 from worker.settings import SharedSettings
 
 _QUEUE = "docket"
+_REQUEST_ID = "request_id"
 
 
 def configure_logs(settings: SharedSettings) -> None:
     """Send structlog and standard logging to standard error in the settings' format and level."""
     shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_logger_name,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -51,6 +58,21 @@ def configure_logs(settings: SharedSettings) -> None:
     root.setLevel(settings.log_level.upper())
     # Every job is logged once, in our words; the queue's own lines matter from warning up.
     logging.getLogger(_QUEUE).setLevel(max(logging.WARNING, root.level))
+
+
+def set_request_id(id: str) -> None:
+    """Put a request's id into every line that this task logs from now on, and the tasks that it starts."""
+    bind_contextvars(**{_REQUEST_ID: id})
+
+
+def request_id() -> str:
+    """Return the id of the request that this task works for, "" when there is none."""
+    return str(get_contextvars().get(_REQUEST_ID, ""))
+
+
+def on_behalf_of(id: str) -> AbstractContextManager[None]:
+    """Return a context whose lines carry a request's id; "" changes nothing."""
+    return bound_contextvars(**({_REQUEST_ID: id} if id else {}))
 
 
 def _one_line(record: logging.LogRecord) -> bool:

@@ -26,6 +26,7 @@ from redis.exceptions import TimeoutError as StoreTimeoutError
 from pcct_core.errors import Cancelled, InvalidPoints, InvalidSpec, NotPositiveDefinite
 from pcct_core.lookup import GateLookup
 from pcct_core.spec import GraphSpec, Residual
+from worker.logs import on_behalf_of
 from worker.query import QueryAnswer, QuerySpec, Wish, answer_query, metric_references, wish_from_json
 from worker.settings import WorkerSettings
 from worker.store import DamagedData, GraphRecord, Store, UnknownDataset
@@ -80,6 +81,10 @@ class Runner:
 
     async def run_job(self, graph_id: str, request: str) -> None:
         """Do the job of one request; raises CancelledError only when the worker stops while the store is away."""
+        with on_behalf_of(await self._patiently(lambda: self.store.request_id(graph_id))):
+            await self._do_job(graph_id, request)
+
+    async def _do_job(self, graph_id: str, request: str) -> None:
         attempt = secrets.token_hex(8)
         wanted = await self._patiently(
             lambda: self.store.mark_running(

@@ -30,6 +30,7 @@ from redis.exceptions import RedisError
 
 from pcct_core.errors import PcctError
 from pcct_core.spec import GraphSpec
+from worker.logs import request_id
 from worker.query import Wish
 from worker.settings import SharedSettings
 
@@ -238,7 +239,7 @@ return 1
 """
 
 # KEYS: graph, arrays, dataset description. ARGV: graph id, dataset id, spec, new request token, stale seconds,
-# channel. → -1 no such dataset, 1 a job must be queued, 0 nothing to do.
+# channel, request id. → -1 no such dataset, 1 a job must be queued, 0 nothing to do.
 # A graph that is still queued answers 1 as well: a job key runs once, and asking again heals a submit that was lost.
 _REQUEST = """
 local now = redis.call('TIME')
@@ -260,7 +261,8 @@ end
 redis.call('UNLINK', KEYS[2])
 redis.call('DEL', KEYS[1])
 redis.call('HSET', KEYS[1], 'dataset', ARGV[2], 'spec', ARGV[3], 'state', 'queued', 'request', ARGV[4],
-    'attempts', 0, 'created_s', string.format('%.6f', now), 'updated_s', string.format('%.6f', now))
+    'attempts', 0, 'created_s', string.format('%.6f', now), 'updated_s', string.format('%.6f', now),
+    'request_id', ARGV[7])
 redis.call('PUBLISH', ARGV[6], ARGV[1])
 return 1
 """
@@ -576,7 +578,7 @@ class Store:
         answer = await self._run(
             "request",
             [Keys.graph(id), Keys.arrays(id), Keys.dataset(dataset_id)],
-            [id, dataset_id, spec.canonical(), secrets.token_hex(8), self._stale_run_s, Keys.changes],
+            [id, dataset_id, spec.canonical(), secrets.token_hex(8), self._stale_run_s, Keys.changes, request_id()],
         )
         if answer < 0:
             raise UnknownDataset(dataset_id)
@@ -584,6 +586,11 @@ class Store:
         if record is None:  # forgotten by somebody else in this very moment
             return await self.request_graph(dataset_id, spec)
         return record, answer == 1
+
+    async def request_id(self, id: str) -> str:
+        """Return the id of the HTTP request that queued a graph's job, "" when that is not known."""
+        raw = await cast(Any, self._redis.hget(Keys.graph(id), "request_id"))
+        return raw.decode() if raw else ""
 
     async def wait_graph(self, id: str, timeout_s: float) -> GraphRecord | None:
         """Return the record as soon as its state is terminal, else the latest one after `timeout_s` seconds.

@@ -22,6 +22,7 @@ from redis.commands.core import AsyncScript
 from pcct_core.errors import InvalidInput, InvalidSpec, PcctError
 from pcct_core.points import check_shape, lengthscale_of
 from pcct_core.spec import Euclidean, GraphSpec, Metric, Residual, metric_from_json
+from worker.logs import request_id
 from worker.metrics import BUILD_S, DECISIONS, ERRORS, QUEUE_WAIT_S, STALENESS, Samples, observe, read_samples
 from worker.store import Keys, Store, UnknownDataset, graph_id, wait_for_change
 
@@ -198,7 +199,7 @@ class TrackRecord:
     driver: token of the job that is queued or running, "" for none. delivery: of the run of it that counts, "" while queued.
     building: graph that it has begun, "" for none.
     revision: changes whenever the answer to a refresh may.
-    created_s, updated_s: Unix time by the store's clock.
+    created_s, updated_s: Unix time by the store's clock. request_id: of the request that asked for the newest version.
     """
 
     id: str
@@ -225,6 +226,7 @@ class TrackRecord:
     revision: str
     created_s: float
     updated_s: float
+    request_id: str
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -319,13 +321,13 @@ def merge_metric(track: Mapping[str, Any], given: object) -> Metric:
 
 # Requests the next version, of a new track too. KEYS: track, events, dataset description, graph, arrays, metrics.
 # ARGV: track id, channel, revision that the decision was made on, epoch, version, graph, metric, token of a new driver,
-# event schedule, event skip_cached, event swap, counter of a scheduled one, counter of a ready one, events kept; then
-# field, value, … of a new track. → the driver whose job must be queued, '' when it was published at once because its graph
+# event schedule, event skip_cached, event swap, counter of a scheduled one, counter of a ready one, events kept, request id;
+# then field, value, … of a new track. → the driver whose job must be queued, '' when it was published at once because its graph
 # is there; or -1 no such dataset, -2 the track has changed since: decide again.
 _SCHEDULE = """
 local now = redis.call('TIME')
 now = string.format('%.6f', tonumber(now[1]) + tonumber(now[2]) / 1e6)
-if #ARGV == 14 then
+if #ARGV == 15 then
     local revision = redis.call('HGET', KEYS[1], 'revision')
     if not revision then
         return -3
@@ -342,11 +344,12 @@ local ready = redis.call('HGET', KEYS[4], 'state') == 'ready'
 if not ready and redis.call('EXISTS', KEYS[3]) == 0 then
     return -1
 end
-if #ARGV > 14 then
-    redis.call('HSET', KEYS[1], 'created_s', now, unpack(ARGV, 15))
+if #ARGV > 15 then
+    redis.call('HSET', KEYS[1], 'created_s', now, unpack(ARGV, 16))
 end
 redis.call('HSET', KEYS[1], 'requested', ARGV[5], 'requested_graph', ARGV[6], 'requested_metric', ARGV[7],
-    'requested_epoch', ARGV[4], 'requested_s', now, 'seen_epoch', ARGV[4], 'updated_s', now)
+    'requested_epoch', ARGV[4], 'requested_s', now, 'seen_epoch', ARGV[4], 'request_id', ARGV[15],
+    'updated_s', now)
 redis.call('HINCRBY', KEYS[1], 'revision', 1)
 redis.call('HDEL', KEYS[1], 'error')
 if ready then
@@ -757,6 +760,7 @@ class Tracks:
                 _message("skip_cached", event | {"reason": "ready"}),
                 _message("swap", event | {"staleness_epochs": 0}),
                 *(DECISIONS.field("scheduled", wish.reason), DECISIONS.field("cached", "ready"), _EVENTS_KEPT),
+                request_id(),
                 *(part for item in (base or {}).items() for part in item),
             ],
         )
@@ -873,6 +877,7 @@ def _record(id: str, fields: Mapping[str, str]) -> TrackRecord:
         revision=fields["revision"],
         created_s=float(fields["created_s"]),
         updated_s=float(fields["updated_s"]),
+        request_id=fields.get("request_id", ""),
     )
 
 
