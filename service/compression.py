@@ -14,6 +14,7 @@ from service.wire import choose_coding
 
 _JSON = ("application/json", "application/problem+json")
 _CODINGS = ("zstd", "gzip")
+_BODILESS = (204, 304)  # compressed, nothing would become something
 _LEAST_BYTES = 1024  # less than that fits one packet anyway
 _THREAD_BYTES = 1 << 16  # more than that at once would make others wait
 
@@ -60,7 +61,7 @@ class _Answer:
 
     def _begin(self, message: Message) -> None:
         headers = MutableHeaders(raw=message.setdefault("headers", []))
-        if headers.get("content-type", "").partition(";")[0] not in _JSON:
+        if message["status"] in _BODILESS or headers.get("content-type", "").partition(";")[0] not in _JSON:
             return
         headers.add_vary_header("Accept-Encoding")
         if self._coding is None or int(headers.get("content-length", _LEAST_BYTES)) < _LEAST_BYTES:

@@ -76,3 +76,11 @@ async def test_small_answers_are_left_alone(service):
     answer, data = await raw(service, "/livez", **{"Accept-Encoding": "gzip"})
     assert "content-encoding" not in answer.headers
     assert data
+
+
+async def test_answers_without_a_body_stay_without_one(service):
+    dataset = await service.upload(np.zeros((2, 2)))
+    answer = await service.client.delete(f"/v1/datasets/{dataset}", headers={"Accept-Encoding": "gzip"})
+    assert answer.status_code == 204
+    assert answer.content == b""
+    assert "content-encoding" not in answer.headers
