@@ -21,7 +21,7 @@ import io
 import json
 import math
 import zipfile
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -161,7 +161,9 @@ def points_decoder(
     media = (content_type or "").partition(";")[0].strip().lower()
     raw = "dtype" in query or "shape" in query
     if media == NPY:
-        return _NpyDecoder(limits, content_length)
+        return _HeadedDecoder(_NPY_HEADER, limits, content_length)
+    if media == SAFETENSORS:
+        return _HeadedDecoder(_SAFETENSORS_HEADER, limits, content_length)
     if media == JSON:
         return _JsonDecoder(limits)
     if raw and media in (RAW, *_UNDECLARED):
@@ -171,7 +173,7 @@ def points_decoder(
     if media == "multipart/form-data":
         raise UnsupportedBody(f"multipart/form-data is not read here (curl -F sends it); {HOW_TO_SEND}")
     raise UnsupportedBody(
-        f"Content-Type {media} is not read here; use {NPY}, {RAW} with ?dtype=&shape=, or {JSON}: {HOW_TO_SEND}"
+        f"Content-Type {media} is not read here; use {NPY}, {RAW} with ?dtype=&shape=, {SAFETENSORS} or {JSON}: {HOW_TO_SEND}"
     )
 
 
@@ -224,11 +226,20 @@ class _RowDecoder:
         raise WrongLength(f"{claim}, the body goes on behind them; send one array and nothing else")
 
 
-class _NpyDecoder:
-    """Reads a .npy header of any version from at most a few kilobytes, then rows."""
+class _Header(NamedTuple):
+    """How a format says what follows. length: of the header with all before it, None while too little has come to say."""
 
-    def __init__(self, limits: Limits, content_length: int | None) -> None:
+    name: str
+    length: Callable[[bytes | bytearray], int | None]
+    layout: Callable[[bytes, Limits], Layout]
+
+
+class _HeadedDecoder:
+    """Reads a header from at most a few kilobytes, then rows."""
+
+    def __init__(self, header: _Header, limits: Limits, content_length: int | None) -> None:
         self.layout: Layout | None = None
+        self._header = header
         self._limits = limits
         self._content_length = content_length
         self._head = bytearray()
@@ -237,10 +248,10 @@ class _NpyDecoder:
     def feed(self, piece: bytes) -> Iterator[Points]:
         if self._rows is None:
             self._head += piece
-            header_bytes = _npy_header_bytes(self._head)
+            header_bytes = self._header.length(self._head)
             if header_bytes is None or len(self._head) < header_bytes:
                 return
-            self.layout = _npy_layout(bytes(self._head[:header_bytes]), self._limits)
+            self.layout = self._header.layout(bytes(self._head[:header_bytes]), self._limits)
             self._rows = _RowDecoder(self.layout, header_bytes, self._content_length)
             piece = bytes(self._head[header_bytes:])
             self._head.clear()
@@ -250,7 +261,9 @@ class _NpyDecoder:
         if self._rows is None:
             if not self._head:
                 raise MalformedArray(f"the body is empty; {HOW_TO_SEND}")
-            raise WrongLength(f"the body ends inside its .npy header, after {len(self._head)} bytes; {HOW_TO_SEND}")
+            raise WrongLength(
+                f"the body ends inside its {self._header.name} header, after {len(self._head)} bytes; {HOW_TO_SEND}"
+            )
         yield from self._rows.finish()
 
 
@@ -306,7 +319,7 @@ class _SniffingDecoder:
 
     def _choose(self) -> PointsDecoder:
         if self._head.startswith(NPY_MAGIC):
-            return _NpyDecoder(self._limits, self._content_length)
+            return _HeadedDecoder(_NPY_HEADER, self._limits, self._content_length)
         if not self._head:
             raise MalformedArray(f"the body is empty; {HOW_TO_SEND}")
         if self._media != RAW and self._head.lstrip().startswith(b"["):
@@ -352,6 +365,40 @@ def _npy_layout(head: bytes, limits: Limits) -> Layout:
     if not isinstance(fortran, bool) or not isinstance(shape, tuple) or not all(type(size) is int for size in shape):
         raise MalformedArray(f"the .npy header has a wrong shape or fortran_order; {HOW_TO_SEND}")
     return _checked_layout(shape, fields["descr"], fortran, limits)
+
+
+def _safetensors_header_bytes(head: bytes | bytearray) -> int | None:
+    if len(head) < 8:
+        return None
+    length = int.from_bytes(head[:8], "little")
+    if length > _MAX_HEADER_BYTES:
+        raise MalformedArray(f"the safetensors header claims {length} bytes; that of one tensor has about 100")
+    return 8 + length
+
+
+def _safetensors_layout(head: bytes, limits: Limits) -> Layout:
+    """Read the header of a safetensors file, which must hold the points as its only tensor."""
+    try:
+        fields = json.loads(head[8:])
+        tensors = [entry for name, entry in fields.items() if name != "__metadata__"]
+        found = [(entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]) for entry in tensors]
+    except (ValueError, RecursionError, AttributeError, TypeError, KeyError):
+        raise MalformedArray(
+            "the safetensors header cannot be read; save_file({'points': X}, path) writes one"
+        ) from None
+    if len(found) != 1:
+        raise MalformedArray(f"the safetensors file holds {len(found)} tensors; send the points as its only one")
+    dtype, shape, offsets = found[0]
+    if not all(type(size) is int for size in shape):
+        raise MalformedArray("the safetensors header has a wrong shape; save_file({'points': X}, path) writes one")
+    layout = _checked_layout(shape, {"F32": "<f4", "F64": "<f8"}.get(str(dtype), dtype), False, limits)
+    if offsets != [0, layout.data_bytes]:
+        raise MalformedArray(f"the safetensors header places {layout.data_bytes} bytes at {str(offsets)[:40]}")
+    return layout
+
+
+_NPY_HEADER = _Header(".npy", _npy_header_bytes, _npy_layout)
+_SAFETENSORS_HEADER = _Header("safetensors", _safetensors_header_bytes, _safetensors_layout)
 
 
 def _raw_layout(query: Mapping[str, str], limits: Limits) -> Layout:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from service.backend import InBackend
 from service.intake import receive_points
-from service.wire import JSON, NPY, RAW
+from service.wire import JSON, NPY, RAW, SAFETENSORS
 from worker.store import Dataset, UnknownDataset
 
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
@@ -19,10 +19,11 @@ ARRAY_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "description": "A float32 or float64 array (n, d): a .npy file, raw little-endian numbers with ?dtype=&shape=, "
-        "or a small JSON list of rows.",
+        "a safetensors file with this one tensor, or a small JSON list of rows.",
         "content": {
             NPY: {"schema": {"type": "string", "format": "binary"}},
             RAW: {"schema": {"type": "string", "format": "binary"}},
+            SAFETENSORS: {"schema": {"type": "string", "format": "binary"}},
             JSON: {"schema": {"type": "array", "items": {"type": "array", "items": {"type": "number"}}}},
         },
     }

@@ -1,0 +1,69 @@
+import json
+from contextlib import suppress
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import save
+
+from pcct_core.errors import PcctError
+from service import wire
+
+LIMITS = wire.Limits(1 << 20, 1000, 64, 1 << 20, 1 << 20)
+POINTS = np.random.default_rng(0).random((9, 2))
+
+
+def decode(body, piece=7):
+    decoder = wire.points_decoder("application/x-safetensors", None, len(body), {}, LIMITS)
+    rows = [block for start in range(0, len(body), piece) for block in decoder.feed(body[start : start + piece])]
+    rows += list(decoder.finish())
+    return np.concatenate(rows)
+
+
+def framed(header):
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("piece", [1, 7, 1 << 20])
+def test_points_decoder_reads_safetensors(dtype, piece):
+    points = POINTS.astype(dtype)
+    read = decode(save({"points": points}, metadata={"made": "here"}), piece)
+    assert read.dtype == dtype
+    np.testing.assert_array_equal(read, points)
+
+
+BAD = {
+    "two tensors": save({"a": POINTS, "b": POINTS}),
+    "no tensor": save({}),
+    "int64": save({"a": POINTS.astype(np.int64)}),
+    "one axis": save({"a": POINTS[0]}),
+    "no rows": save({"a": POINTS[:0]}),
+    "cut short": save({"a": POINTS})[:-1],
+    "too long": save({"a": POINTS}) + b"x",
+    "cut in the header": save({"a": POINTS})[:20],
+    "empty": b"",
+    "huge header": (1 << 40).to_bytes(8, "little"),
+    "huge shape": framed({"a": {"dtype": "F64", "shape": [1 << 60, 1 << 60], "data_offsets": [0, 8]}}),
+    "shape of text": framed({"a": {"dtype": "F64", "shape": "92", "data_offsets": [0, 8]}}),
+    "shape of floats": framed({"a": {"dtype": "F64", "shape": [1.5, 2], "data_offsets": [0, 8]}}),
+    "offsets": framed({"a": {"dtype": "F64", "shape": [1, 1], "data_offsets": [8, 16]}}) + bytes(16),
+    "type of list": framed({"a": {"dtype": ["F64"], "shape": [1, 1], "data_offsets": [0, 8]}}) + bytes(8),
+    "list": framed([1]),
+    "entry": framed({"a": 1}),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_points_decoder_refuses_other_safetensors(name):
+    with pytest.raises(PcctError):
+        decode(BAD[name])
+
+
+@given(st.binary(max_size=200), st.integers(0, 100))
+def test_points_decoder_survives_damaged_safetensors(noise, place):
+    body = save({"a": POINTS})
+    with suppress(PcctError):
+        decode(body[:place] + noise + body[place + len(noise) :])
