@@ -20,6 +20,7 @@ from redis.exceptions import OutOfMemoryError, ReadOnlyError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match
 
 from pcct_core.errors import InvalidPoints, InvalidSpec, PcctError
 from service.wire import (
@@ -35,6 +36,8 @@ from worker.store import DamagedData, UnknownDataset, UnknownGraph
 from worker.tracks import EpochBackwards, NotAHyperparameter, UnknownTrack
 
 MEDIA_TYPE = "application/problem+json"
+
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 _log = structlog.get_logger(__name__)
 
@@ -233,8 +236,20 @@ async def _answer_http(request: Request, error: Exception) -> JSONResponse:
     if error.status_code == 404:
         detail = f"there is nothing at {request.url.path}; see /docs for what there is"
     elif error.status_code == 405:
-        detail = f"{request.method} cannot be used on {request.url.path}"
+        allowed = ", ".join(_allowed_methods(request))
+        detail = f"{request.method} cannot be used on {request.url.path}; use {allowed}"
+        return _response(problem, problem_body(problem, detail), {"Allow": allowed})
     return _response(problem, problem_body(problem, detail), error.headers)
+
+
+def _allowed_methods(request: Request) -> list[str]:
+    """Return the methods that some route takes at the request's path; the framework knows those of one route only."""
+
+    def is_taken(method: str) -> bool:
+        scope = {**request.scope, "method": method}
+        return any(route.matches(scope)[0] is Match.FULL for route in request.app.router.routes)
+
+    return [method for method in _METHODS if is_taken(method)]
 
 
 def _response(problem: Problem, body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> JSONResponse:

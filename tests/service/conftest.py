@@ -182,3 +182,9 @@ def start_live(valkey_url: str) -> Callable[..., AbstractAsyncContextManager[Ser
 def run_service() -> Callable[..., AbstractAsyncContextManager[Service]]:
     """Start the service on the store at a URL: `async with run_service(url, ...)`."""
     return running_service
+
+
+@pytest.fixture(scope="module")
+def serve() -> Callable[..., AbstractAsyncContextManager[Service]]:
+    """Start the service behind a real server on the store at a URL: `async with serve(url, ...)`."""
+    return live_service
