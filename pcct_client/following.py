@@ -346,6 +346,10 @@ class Following:
             self._accepted = wish.metric
             self._outcome = Outcome(wish.number, version)
             self._awaited = max(self._awaited, version)
+            if version > self._fetched:
+                # Looked at afresh: it may have ended before this answer came, or be a lost one under its old number.
+                self._settled = min(self._settled, version - 1)
+                self._etag = None
             self._epochs.setdefault(version, wish.epoch)
             self._errors.pop("send", None)
         self._duties.set()
@@ -497,6 +501,9 @@ class Following:
                 # Its caller may be the training loop, which must not end because a log could not be written.
                 with self._lock:
                     self._errors["events"] = ClientError(f"the events callback raised {error!r}")
+            else:
+                with self._lock:
+                    self._errors.pop("events", None)
 
 
 def track_spec(

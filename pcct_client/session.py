@@ -114,7 +114,7 @@ class Session:
     @property
     def events(self) -> deque[dict[str, Any]]:
         """The latest events, oldest first: {"event": "neighbor_refresh.swap", "track", "time_s", "epoch", …}."""
-        return self._following.events
+        return self._following.events.copy()
 
     def step(
         self, lengthscale: Any = None, variance: Any = None, *, epoch: int | None = None, force: bool = False
@@ -190,7 +190,7 @@ class AsyncSession:
     @property
     def events(self) -> deque[dict[str, Any]]:
         """The latest events, oldest first; see `Session.events`."""
-        return self._following.events
+        return self._following.events.copy()
 
     async def step(
         self, lengthscale: Any = None, variance: Any = None, *, epoch: int | None = None, force: bool = False

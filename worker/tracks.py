@@ -273,8 +273,9 @@ def decide(
 ) -> Decision:
     """Return what a refresh does, compared with the newest requested version.
 
-    A failed version counts as absent, but for the cooldown; a lost one (published, its graph gone from the store) is
-    always built again.
+    A failed version counts as absent: others are asked for at once, and only the same ones wait for the cooldown, so that
+    a loop which keeps asking for what cannot be built does not keep a worker busy. A lost one (published, its graph gone
+    from the store) is always built again.
     """
     waiting: Outcome = "pending" if newest.standing == "pending" else "cached"
     if newest.standing in ("published", "pending") and hyperparameters == newest.hyperparameters:
@@ -283,6 +284,8 @@ def decide(
         return Decision("scheduled", "forced")
     if newest.standing == "lost":
         return Decision("scheduled", "lost")
+    if newest.standing == "failed" and hyperparameters != newest.hyperparameters:
+        return Decision("scheduled", "failed")
     if epoch - newest.epoch < policy.cooldown_epochs:
         return Decision(waiting, "cooldown")
     if newest.standing == "failed":

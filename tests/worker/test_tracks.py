@@ -133,7 +133,9 @@ NEAR, FAR = H(0.3 * math.exp(0.049), 1.0), H(0.3 * math.exp(0.051), 1.0)
         (RefreshPolicy(cooldown_epochs=3), Newest(OLD, 3, "published"), FAR, 6, False, "scheduled drift"),
         (RefreshPolicy(cooldown_epochs=9), Newest(OLD, 0, "published"), FAR, 6, False, "cached cooldown"),
         (EAGER, Newest(OLD, 3, "published"), FAR, 3, False, "scheduled drift"),
-        (RefreshPolicy(cooldown_epochs=3), Newest(OLD, 3, "failed"), FAR, 5, False, "cached cooldown"),
+        (RefreshPolicy(cooldown_epochs=3), Newest(OLD, 3, "failed"), FAR, 3, False, "scheduled failed"),
+        (RefreshPolicy(cooldown_epochs=3), Newest(OLD, 3, "failed"), NEAR, 3, False, "scheduled failed"),
+        (RefreshPolicy(cooldown_epochs=3), Newest(OLD, 3, "failed"), OLD, 5, False, "cached cooldown"),
         (DRIFT, Newest(OLD, 3, "lost"), FAR, 3, False, "scheduled lost"),
         # drift
         (DRIFT, Newest(OLD, 3, "published"), NEAR, 4, False, "cached within_tolerance"),
