@@ -16,7 +16,6 @@ from pcct_core.simd import LANES
 from pcct_core.telemetry import Telemetry
 from pcct_core.topk import NO_ID
 
-_SHARE = 3, 8  # of the ranks below p, those that search a smaller tree
 _FIRST_RANKS = 2048  # ranks that share one tree; fewer would not fill the threads
 _SAMPLES = 4  # groups that probe whether boxes separate the points
 _SMALL = 64  # groups; with fewer, probing would cost more than it can save
@@ -59,7 +58,7 @@ def find_predecessors(
     n = points.shape[0]
     limit = np.arange(n, dtype=np.int32)
     itself = np.full(n, -1, np.int32)
-    crew.expect("search", sum(count_groups(stop - start) for start, stop in _ranges(n, _SHARE)))
+    crew.expect("search", sum(count_groups(stop - start) for start, stop in _ranges(n)))
     methods = []
     for tree, rows in predecessor_levels(points, crew, telemetry):
         with telemetry.phase("search"):
@@ -69,16 +68,15 @@ def find_predecessors(
 
 
 def predecessor_levels(
-    points: NDArray[Any], crew: Crew, telemetry: Telemetry, share: tuple[int, int] = _SHARE
+    points: NDArray[Any], crew: Crew, telemetry: Telemetry
 ) -> Iterator[tuple[Tree, NDArray[np.int32]]]:
     """Yield trees of the first ranks, and the ranks, int32 in tree order, that should search each; the last ranks first.
 
-    share: a fraction. With 3/8, ranks [3p/8, p) search the tree of ranks below p, then p becomes 3p/8: at least three
-    eighths of what a query meets are allowed, and all trees together cost 1.6 times the first one. Doubling (p/2) costs
-    more trees, p/4 more candidates.
+    Ranks [3p/8, p) search the tree of ranks below p, then p becomes 3p/8. So at least three eighths of what a query meets
+    are allowed, and all trees together cost 1.6 times the first one. Doubling (p/2) costs more trees, p/4 more candidates.
     Source: Gu, Napier, Sun, Wang 2022, section 4 (prefix doubling).
     """
-    ranges = _ranges(points.shape[0], share)
+    ranges = _ranges(points.shape[0])
     crew.expect("tree", sum(stop for _, stop in ranges))
     for start, stop in ranges:
         with telemetry.phase("tree"):
@@ -87,12 +85,12 @@ def predecessor_levels(
         yield tree, ranks[ranks >= start]
 
 
-def _ranges(n: int, share: tuple[int, int]) -> list[tuple[int, int]]:
+def _ranges(n: int) -> list[tuple[int, int]]:
     """Return the ranges of ranks that share a tree, (start, stop), the last first."""
     ranges = []
     stop = n
     while stop > 0:
-        start = stop * share[0] // share[1] if stop > _FIRST_RANKS else 0
+        start = stop * 3 // 8 if stop > _FIRST_RANKS else 0
         ranges.append((start, stop))
         stop = start
     return ranges

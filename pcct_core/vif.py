@@ -29,7 +29,6 @@ from pcct_core.spec import Accuracy, GraphSpec, Residual
 from pcct_core.telemetry import Telemetry
 from pcct_core.topk import NO_ID
 
-_SHARE = 5, 8  # of the ranks, those that search a smaller tree: a pair costs more than under Euclidean distance
 _TAUGHT = 1024  # queries that teach the lookup
 _ROUNDS = (0.9, 0.05, 0.05)  # share of the error probability spent on each audit: their sum bounds that of the last one
 _WIDEN = 1.3
@@ -93,6 +92,7 @@ class _Task:
                     self.crew,
                     phase,
                 )
+            del screen  # before the next level lays out its own
         return kept
 
     def scan_in_full(self, rows: NDArray[np.int64], phase: str) -> None:
@@ -191,7 +191,7 @@ def _make_task(
 ) -> _Task:
     n, placed = len(rows), points[rows]
     if spec.kind == "vecchia":
-        levels = [_Level(*level) for level in predecessor_levels(placed, crew, telemetry, _SHARE)]
+        levels = [_Level(*level) for level in predecessor_levels(placed, crew, telemetry)]
         limit, itself = np.arange(n, dtype=np.int32), np.full(n, -1, np.int32)
     else:
         with telemetry.phase("tree"):

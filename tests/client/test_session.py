@@ -328,6 +328,28 @@ def test_a_callback_that_raises_does_not_reach_the_loop(service, track):
     assert "disk full" in str(session.last_error)
 
 
+def test_a_callback_that_works_again_clears_its_error(service, track):
+    disk = {"full": True}
+
+    def write(event):
+        if disk["full"]:
+            raise OSError("disk full")
+
+    session = track(POINTS, k=2, lengthscale=0.3, events=write)
+    session.step(lengthscale=0.3)
+    step_until_changed(session, lengthscale=0.4)
+    disk["full"] = False
+    step_until_changed(session, lengthscale=0.5)
+    until(lambda: session.last_error is None)
+
+
+def test_events_may_be_walked_while_more_come(service, track):
+    session = track(POINTS, k=2, lengthscale=0.3)
+    walked = iter(session.events)
+    step_until_changed(session, lengthscale=0.4)
+    list(walked)
+
+
 def test_only_the_newest_wish_is_sent(service, track):
     session = track(POINTS, k=2, lengthscale=0.3)
     service.held = True
