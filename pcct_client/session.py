@@ -75,26 +75,10 @@ class Background:
             self.following.closing.wait(_RESTART_S)
 
 
-class Session:
-    """A graph that follows a training loop; `Client.track` begins one.
+class _View:
+    """What a session shows of its state, whoever talks to the service for it."""
 
-    Two daemon threads talk to the service; they end with `close`, with the client, with the interpreter, or when nobody
-    holds the session any more. Errors in them go to `last_error`, never to stderr. They do not survive a fork: in the child
-    `step` goes on returning the last graph, and the track stays the parent's.
-    """
-
-    def __init__(self, background: Background, timeout: float | None) -> None:
-        self._background = background
-        self._following = background.following
-        try:
-            background.run(self._following.open(Deadline(timeout)))
-        except BaseException:
-            with contextlib.suppress(ClientError):
-                background.run(self._following.forget())
-            raise
-        background.start()
-        # The threads hold the state, not the session, so that a session that was dropped ends.
-        weakref.finalize(self, self._following.leave).atexit = False
+    _following: Following
 
     @property
     def graph(self) -> Graph:
@@ -115,6 +99,28 @@ class Session:
     def events(self) -> deque[dict[str, Any]]:
         """The latest events, oldest first: {"event": "neighbor_refresh.swap", "track", "time_s", "epoch", …}."""
         return self._following.events.copy()
+
+
+class Session(_View):
+    """A graph that follows a training loop; `Client.track` begins one.
+
+    Two daemon threads talk to the service; they end with `close`, with the client, with the interpreter, or when nobody
+    holds the session any more. Errors in them go to `last_error`, never to stderr. They do not survive a fork: in the child
+    `step` goes on returning the last graph, and the track stays the parent's.
+    """
+
+    def __init__(self, background: Background, timeout: float | None) -> None:
+        self._background = background
+        self._following = background.following
+        try:
+            background.run(self._following.open(Deadline(timeout)))
+        except BaseException:
+            with contextlib.suppress(ClientError):
+                background.run(self._following.forget())
+            raise
+        background.start()
+        # The threads hold the state, not the session, so that a session that was dropped ends.
+        weakref.finalize(self, self._following.leave).atexit = False
 
     def step(
         self, lengthscale: Any = None, variance: Any = None, *, epoch: int | None = None, force: bool = False
@@ -157,7 +163,7 @@ class Session:
         self.close()
 
 
-class AsyncSession:
+class AsyncSession(_View):
     """`Session` for asyncio: `async with client.track(…) as session`, or `session = await client.track(…)`.
 
     Two tasks talk to the service, whenever the loop is free: a long computation belongs into `asyncio.to_thread`.
@@ -171,26 +177,6 @@ class AsyncSession:
         self._timeout = timeout
         self._on_close = on_close
         self._tasks: list[asyncio.Task[None]] = []
-
-    @property
-    def graph(self) -> Graph:
-        """The graph of the last step; see `Session.graph`."""
-        return self._following.graph
-
-    @property
-    def version(self) -> int:
-        """The version of `graph`; see `Session.version`."""
-        return self.graph.version or 0
-
-    @property
-    def last_error(self) -> ClientError | None:
-        """What keeps newer graphs away at present; see `Session.last_error`."""
-        return self._following.last_error
-
-    @property
-    def events(self) -> deque[dict[str, Any]]:
-        """The latest events, oldest first; see `Session.events`."""
-        return self._following.events.copy()
 
     async def step(
         self, lengthscale: Any = None, variance: Any = None, *, epoch: int | None = None, force: bool = False

@@ -21,12 +21,13 @@ class Certificate:
     method: "tree" or "dense", which prune only what cannot be a neighbor, or "gated", whose recall is measured.
     dtype:  arithmetic that decided every comparison, "float32" or "float64".
     exact:  True when every row equals brute force in that arithmetic, ties by (distance, index).
-    recall, recall_lower, confidence: gated only: share of true neighbors found in the audited rows, and what it is at least
-            over all rows, at that confidence.
-    audited_queries, missed_neighbors: gated only: rows whose true neighbors were computed, and how many of those are missing.
+    recall, recall_lower, confidence: gated only: share of true neighbors that the gate lets through in the audited rows, and
+            what it is at least over all rows, at that confidence.
+    audited_queries, missed_neighbors: gated only: rows whose true neighbors were computed, and how many of those the gate
+            keeps out. The graph has them: audited rows are exact.
     degenerate_rows: residual metric only: rows whose residual variance is at the floor.
-    gate1_candidates, gate1_kept, gate1_pruned: residual metric only: pairs that could be neighbors, those that passed the
-            gate, the others.
+    gate1_candidates, gate1_kept, gate1_pruned: residual metric only: pairs of the rows behind the gate that could be
+            neighbors, those that passed it, the others.
     gate1_false_negatives, gate1_widenings: true neighbors that the gate kept out, in the last audit; times it was widened.
     """
 

@@ -334,19 +334,10 @@ def lookup_from_rows(
     """
     counts = np.isfinite(scales)
     rows, neighbors, scales = rows[counts], neighbors[counts], scales[counts]
-    reach = _reach(points, rows, neighbors)
+    reach = np.sqrt(np.max([_squared(points, rows, entries) for entries in neighbors.T], axis=0))
     # Among repeated points a local scale can be zero; such queries need no more than what lies at distance zero.
     needed = np.divide(reach, scales, out=np.ones(len(rows)), where=scales > 0.0)
     return learn_lookup(scales, needed, kernel, neighbors.shape[1])
-
-
-def _reach(points: NDArray[np.float64], rows: NDArray[np.int64], neighbors: NDArray[np.int32]) -> NDArray[np.float64]:
-    """Return how far the farthest neighbor of each row is by scaled distance; -1 is no neighbor."""
-    farthest = np.zeros(len(rows))
-    for entries in neighbors.T:
-        np.maximum(farthest, _squared(points, rows, np.where(entries < 0, rows, entries)), out=farthest)
-    reach: NDArray[np.float64] = np.sqrt(farthest)
-    return reach
 
 
 def _squared(points: NDArray[np.float64], rows: NDArray[np.int64], others: NDArray[Any]) -> NDArray[np.float64]:
