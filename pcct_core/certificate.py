@@ -21,8 +21,8 @@ class Certificate:
     method: "tree" or "dense", which prune only what cannot be a neighbor, or "gated", whose recall is measured.
     dtype:  arithmetic that decided every comparison, "float32" or "float64".
     exact:  True when every row equals brute force in that arithmetic, ties by (distance, index).
-    recall, recall_lower, confidence: gated only: share of true neighbors that the gate lets through in the audited rows, and
-            what it is at least over all rows, at that confidence.
+    recall, recall_lower, confidence: gated only: the graph's recall as the audited rows estimate it, and what it is at least,
+            at that confidence.
     audited_queries, missed_neighbors: gated only: rows whose true neighbors were computed, and how many of those the gate
             keeps out. The graph has them: audited rows are exact.
     degenerate_rows: residual metric only: rows whose residual variance is at the floor.
@@ -51,32 +51,60 @@ class Certificate:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
-def recall_lower_bound(losses: NDArray[np.float64], alpha: float) -> float:
-    """Return a number that the mean of 1 - loss over all rows is at least, except with probability alpha.
+def recall_lower_bound(losses: NDArray[np.float64], alpha: float, pool: int) -> float:
+    """Return a number that the mean of 1 - loss over a pool of rows is at least, except with probability alpha.
 
-    losses: float64 (rows,), the share of true neighbors missing in each row of a uniform sample without replacement.
-    Bets: were the mean loss μ or more, each capital Π (1 + λ (μ - loss)) would be at most 1 in expectation (sampling without
-    replacement only lowers it: Joag-Dev & Proschan 1983), hence so would their average; by Markov's inequality it exceeds
-    1 / alpha with probability at most alpha. Every μ at which it does is ruled out; the capital grows with μ.
-    Nothing is assumed about how misses cluster in rows. Source: Waudby-Smith & Ramdas 2024.
+    losses: float64 (rows,), the share of true neighbors missing in each row of a uniform sample of the pool, in the order
+    drawn, without replacement. pool: how many rows it was drawn from.
+    Bets: were the mean loss μ or more, what is left to lose before draw t would average m = (pool μ - losses so far) /
+    (pool - t + 1) or more, so each capital Π (1 + λ (m - loss) / (1 - m)), λ ≤ 1, would be at most 1 in expectation, and
+    hence their average; by Markov's inequality it exceeds 1 / alpha with probability at most alpha. Every μ at which it does
+    is ruled out; the capital grows with m, and m with μ. With λ = 1 and nothing missed this is the hypergeometric bound.
+    The mean of a whole pool is known.
+    Nothing is assumed about how misses cluster in rows. Source: Waudby-Smith & Ramdas 2020, section 3.
     """
+    if len(losses) == pool:
+        return 1.0 - float(losses.mean())
     low, high = 0.0, 1.0
     for _ in range(60):
         middle = (low + high) / 2
-        if _log_capital(losses, middle) >= -math.log(alpha):
+        if _log_capitals(losses, middle, pool)[-1] >= -math.log(alpha):
             high = middle
         else:
             low = middle
-    return 1.0 - high
+    return 1.0 - max(high, float(losses.mean()) if len(losses) else 1.0)
 
 
-def audit_size(recall: float, alpha: float) -> int:
-    """Return how many rows must be audited for `recall_lower_bound` to reach recall, with 8 % to spare for misses."""
-    stake = _BETS[0][1]
-    return math.ceil(1.08 * -math.log(alpha * stake) / math.log1p(1.0 - recall))
+def graph_recall_lower_bound(losses: NDArray[np.float64], alpha: float, pool: int, rows: int) -> float:
+    """Return a number that the recall of a graph is at least, except with probability alpha.
+
+    Of the graph's `rows` all are exact but those of the pool that the sample left out; other arguments as in
+    `recall_lower_bound`.
+    """
+    left = (1.0 - recall_lower_bound(losses, alpha, pool)) * pool - float(losses.sum())
+    return 1.0 - max(0.0, left) / rows
 
 
-def _log_capital(losses: NDArray[np.float64], mean: float) -> float:
-    with np.errstate(divide="ignore"):
-        logs = [math.log(stake) + float(np.log1p(bet * (mean - losses)).sum()) for bet, stake in _BETS]
-    return float(np.logaddexp.reduce(logs))
+def audit_size(recall: float, alpha: float, pool: int, rows: int) -> int:
+    """Return how many rows of the pool to sample for `graph_recall_lower_bound` to reach recall, with 8 % to spare for misses.
+
+    At most the whole pool.
+    """
+    mean = min(1.0, (1.0 - recall) * rows / pool)
+    enough = _log_capitals(np.zeros(pool), mean, pool) >= -math.log(alpha)
+    return min(pool, math.ceil(1.08 * int(np.argmax(enough)))) if enough.any() else pool
+
+
+def _log_capitals(losses: NDArray[np.float64], mean: float, pool: int) -> NDArray[np.float64]:
+    """Return the logarithm of the capital before the first draw and after each, inf once the mean is impossible."""
+    drawn = np.arange(len(losses))
+    left = pool * mean - np.cumsum(losses) + losses
+    expected = np.clip(left / (pool - drawn), 0.0, 1.0)
+    capitals = []
+    with np.errstate(divide="ignore", invalid="ignore"):
+        for bet, stake in _BETS:
+            gains = np.log1p(bet * (expected - losses) / (1.0 - expected))
+            gains[expected == 1.0] = np.where(losses[expected == 1.0] < 1.0, np.inf, 0.0)
+            capital = math.log(stake) + np.cumsum(np.concatenate(([0.0], gains)))
+            capitals.append(np.where(np.isnan(capital), -np.inf, capital))
+        return np.logaddexp(*capitals)

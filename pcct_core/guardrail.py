@@ -61,7 +61,7 @@ def run_guardrail(threads: int | None = None) -> tuple[list[Check], dict[str, An
         "float64",
         exact=False,
         recall=float(1.0 - losses.mean()),
-        recall_lower=recall_lower_bound(losses, 1.0 - wanted.confidence),
+        recall_lower=recall_lower_bound(losses, 1.0 - wanted.confidence, len(losses)),
         confidence=wanted.confidence,
         audited_queries=len(audited),
         missed_neighbors=missing,

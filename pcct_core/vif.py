@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pcct_core.build import Tree, build_tree
-from pcct_core.certificate import Certificate, audit_size, recall_lower_bound
+from pcct_core.certificate import Certificate, audit_size, graph_recall_lower_bound
 from pcct_core.errors import InvalidSpec
 from pcct_core.gate import bound_rows, scan_gated
 from pcct_core.lookup import GateLookup, learn_lookup
@@ -206,13 +206,13 @@ def _make_task(
     return _Task(factors, screen, levels, limit, itself, spec.k, np.full(n, np.inf), found, crew, telemetry)
 
 
-def _audit_rows(accuracy: Accuracy, share: float) -> int:
-    return audit_size(accuracy.recall, (1.0 - accuracy.confidence) * share)
+def _audit_rows(accuracy: Accuracy, share: float, pool: int, rows: int) -> int:
+    return audit_size(accuracy.recall, (1.0 - accuracy.confidence) * share, pool, rows)
 
 
 def _gate_pays(task: _Task, accuracy: Accuracy, taught: int) -> bool:
     """Return True when learning, auditing and scanning behind a gate cost less than scanning everything in full."""
-    sampled = _audit_rows(accuracy, _ROUNDS[0]) + taught
+    sampled = _audit_rows(accuracy, _ROUNDS[0], max(1, task.n - taught), task.n) + taught
     return 2 * sampled <= task.n and task.n * _BEHIND_GATE < task.pairs()
 
 
@@ -285,9 +285,10 @@ def _scan_behind_gate(task: _Task, accuracy: Accuracy, gate: _Gate) -> Outcome:
     shuffled = np.random.default_rng(0).permutation(task.n)
     rest = np.ones(task.n, bool)
     for widenings, share in enumerate(_ROUNDS):
-        taught, size = gate.taught, _audit_rows(accuracy, share)
-        if taught + size > len(shuffled):
+        taught, pool = gate.taught, len(shuffled) - gate.taught
+        if pool < 1:
             break
+        size = _audit_rows(accuracy, share, pool, task.n)
         sample, shuffled = shuffled[: taught + size], shuffled[taught + size :]
         task.scan_in_full(sample, "audit")
         rest[sample] = False
@@ -296,14 +297,14 @@ def _scan_behind_gate(task: _Task, accuracy: Accuracy, gate: _Gate) -> Outcome:
         audited = sample[taught:]
         missed = count_kept_out(task.factors.points, audited, task.found.neighbors[audited], gate.radii[audited])
         losses = missed / np.minimum(task.k, np.maximum(1, np.minimum(task.limit[audited], task.n - 1)))
-        lower = recall_lower_bound(losses, (1.0 - accuracy.confidence) * share)
+        lower = graph_recall_lower_bound(losses, (1.0 - accuracy.confidence) * share, pool, task.n)
         if lower >= accuracy.recall:
             kept, pairs = task.scan(rest, gate.radii, "scan"), task.pairs(rest)
             certificate = Certificate(
                 "gated",
                 "float64",
                 exact=False,
-                recall=float(1.0 - losses.mean()),
+                recall=float(1.0 - losses.mean() * rest.mean()),
                 recall_lower=lower,
                 confidence=accuracy.confidence,
                 audited_queries=size,
