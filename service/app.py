@@ -11,7 +11,7 @@ from service.backend import Backend
 from service.compression import CompressJson
 from service.problems import PROBLEM_ANSWERS, install_problems
 from service.request_ids import RequestIds
-from service.routes import datasets, graphs, health, metrics, oneshot, queries, tracks
+from service.routes import datasets, graphs, health, metrics, oneshot, problems, queries, tracks
 from service.settings import ServiceSettings
 
 _DESCRIPTION = """Exact neighbor graphs for Gaussian processes.
@@ -38,7 +38,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     app = FastAPI(title="pcct", version="1", description=_DESCRIPTION, lifespan=lifespan, responses=PROBLEM_ANSWERS)
     install_problems(app)
     app.add_middleware(CompressJson)
-    for module in (datasets, queries, graphs, tracks, oneshot, health, metrics):
+    for module in (datasets, queries, graphs, tracks, oneshot, health, metrics, problems):
         app.include_router(module.router)
     app.middleware_stack = RequestIds(app.build_middleware_stack())
     return app

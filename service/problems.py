@@ -1,12 +1,13 @@
-"""Every failure as RFC 9457 `application/problem+json`: exception -> (status, slug, title), one table.
+"""Every failure as RFC 9457 `application/problem+json`: exception -> status, name and documentation, one table.
 
-The `type` of a problem is `/problems/<slug>`, a stable name to branch on; `detail` states the fact and the fix.
+The `type` of a problem is `/problems/<slug>`, a stable name to branch on and a page that explains it (`routes.problems`);
+`detail` states the fact and the fix.
 `row` and `field` are there when the fault lies in one row or in one field of the request.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, NamedTuple
 
@@ -33,7 +34,7 @@ from service.wire import (
 )
 from worker.logs import request_id
 from worker.store import DamagedData, UnknownDataset, UnknownGraph
-from worker.tracks import EpochBackwards, NotAHyperparameter, UnknownTrack
+from worker.tracks import TIMEOUT, EpochBackwards, NotAHyperparameter, UnknownTrack
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -85,63 +86,357 @@ class UploadStalled(PcctError):
     """The client stopped sending in the middle of its body."""
 
 
+class UnknownProblem(PcctError):
+    """No kind of problem has this name."""
+
+
 class NotReady(PcctError):
     """The service cannot do its work now; the message names what is missing."""
 
 
 class Problem(NamedTuple):
-    """One row of the table.
+    """One row of the table, and what its documentation page says.
 
+    cause: what has happened, one sentence. fix: what to do. example: a `detail` as it is answered.
     retry_after_s: seconds after which the same request may succeed, None when it must change first.
     """
 
     status: HTTPStatus
     slug: str
     title: str
+    cause: str
+    fix: str
+    example: str
     retry_after_s: int | None = None
 
 
-_STORE_AWAY = Problem(HTTPStatus.SERVICE_UNAVAILABLE, "store-unavailable", "The store does not answer", 2)
-_STORE_FULL = Problem(HTTPStatus.SERVICE_UNAVAILABLE, "store-full", "The store takes no more data", 30)
+_ID = "9f86d081…"
+_STORE_DETAIL = "the store behind this service does not take the request now; try again after Retry-After seconds"
+_STORE_AWAY = Problem(
+    HTTPStatus.SERVICE_UNAVAILABLE,
+    "store-unavailable",
+    "The store does not answer",
+    cause="Redis or Valkey is down, restarting, unreachable from the API, or a read-only replica.",
+    fix="Try again after `Retry-After` seconds: nothing was lost, and every request may be repeated. Operators: "
+    "`pcct doctor` tells what is wrong with the store.",
+    example=_STORE_DETAIL,
+    retry_after_s=2,
+)
+_STORE_FULL = Problem(
+    HTTPStatus.SERVICE_UNAVAILABLE,
+    "store-full",
+    "The store takes no more data",
+    cause="Redis or Valkey has reached its memory limit.",
+    fix="Delete datasets and graphs that are not needed, or raise `maxmemory` of the store; then try again.",
+    example=_STORE_DETAIL,
+    retry_after_s=30,
+)
 
 # Looked up along the exception's method resolution order, so a subclass without a row has its parent's.
 PROBLEMS: Mapping[type[Exception], Problem] = {
-    InvalidPoints: Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid-points", "The points cannot be used"),
-    InvalidSpec: Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid-spec", "The specification cannot be met"),
-    InvalidParameter: Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid-parameter", "A query parameter cannot be used"),
-    RequestValidationError: Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid-request", "The request cannot be used"),
-    MalformedArray: Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "malformed-array", "The body is not an array"),
-    WrongLength: Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "wrong-length", "The body's length does not fit its shape"),
-    BodyTooLarge: Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too-large", "The body is over the configured limit"),
-    UnsupportedBody: Problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported-body", "The body's type is not read here"),
+    InvalidPoints: Problem(
+        HTTPStatus.UNPROCESSABLE_ENTITY,
+        "invalid-points",
+        "The points cannot be used",
+        cause="The array holds NaN or infinity, has no row or no column, or a row that the metric is not defined on.",
+        fix="Correct or drop the row that `row` names; there may be more behind it.",
+        example="row 3, column 1 is nan; remove or fill such rows",
+    ),
+    InvalidSpec: Problem(
+        HTTPStatus.UNPROCESSABLE_ENTITY,
+        "invalid-spec",
+        "The specification cannot be met",
+        cause="A field of the specification is unknown or out of range, or does not fit these points.",
+        fix="Change the field that `field` names as `detail` says; the README lists all fields.",
+        example="k is 30, this service allows k ≤ 20",
+    ),
+    InvalidParameter: Problem(
+        HTTPStatus.UNPROCESSABLE_ENTITY,
+        "invalid-parameter",
+        "A query parameter cannot be used",
+        cause="A parameter of the URL, or a header, has a value that means nothing here.",
+        fix="Change the parameter that `field` names as `detail` says.",
+        example="rows is 'x'; use rows=a:b with 0 ≤ a < b, and a < 1000",
+    ),
+    RequestValidationError: Problem(
+        HTTPStatus.UNPROCESSABLE_ENTITY,
+        "invalid-request",
+        "The request cannot be used",
+        cause="The JSON body or the URL lacks a field, has one that is not known, or one of the wrong type.",
+        fix="Change what `errors` lists, one entry a field, and compare with the example at /docs.",
+        example="dataset: Field required",
+    ),
+    MalformedArray: Problem(
+        HTTPStatus.UNPROCESSABLE_ENTITY,
+        "malformed-array",
+        "The body is not an array",
+        cause="The body is not in the format that its Content-Type says, or of a type of number that is not taken.",
+        fix="Send what `np.save` writes, or say the format with `Content-Type`; pickled objects are never read.",
+        example="the body is not a .npy file: it starts with b'1.0,2.0'; send a float32 or float64 .npy file as the whole body",
+    ),
+    WrongLength: Problem(
+        HTTPStatus.UNPROCESSABLE_ENTITY,
+        "wrong-length",
+        "The body's length does not fit its shape",
+        cause="The upload ended early or went on too long for the shape that it announced. Nothing was kept.",
+        fix="Send it again, whole; for raw numbers compare `dtype` and `shape` with the length.",
+        example="a (2, 1) array of float64 has 16 bytes of numbers, the body holds 8: it was cut short; "
+        "with curl use --data-binary, -d drops bytes",
+    ),
+    BodyTooLarge: Problem(
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        "too-large",
+        "The body is over the configured limit",
+        cause="The body, or the array that its header announces, is larger than this service takes.",
+        fix="Send fewer rows, or float32; operators raise the limit that `detail` names (`PCCT_MAX_…`).",
+        example="a (1000, 2) array of float64 has 16000 bytes, the limit is 8000",
+    ),
+    UnsupportedBody: Problem(
+        HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+        "unsupported-body",
+        "The body's type is not read here",
+        cause="`Content-Type` or `Content-Encoding` names a format that is not taken in.",
+        fix="Use one of the formats that `detail` lists.",
+        example="text/csv is not read here; send application/x-npy",
+    ),
     NothingAcceptable: Problem(
-        HTTPStatus.NOT_ACCEPTABLE, "not-acceptable", "No format that is written here fits Accept"
+        HTTPStatus.NOT_ACCEPTABLE,
+        "not-acceptable",
+        "No format that is written here fits Accept",
+        cause="`Accept` excludes every format that this answer can have, or allows JSON alone for a large array.",
+        fix="Accept one of the formats that `detail` lists, or leave out `Accept`.",
+        example="nothing here fits Accept: image/png; ask for application/x-npy or application/json",
     ),
-    ClientDisconnect: Problem(HTTPStatus.BAD_REQUEST, "truncated-request", "The connection ended inside the request"),
-    UnknownDataset: Problem(HTTPStatus.NOT_FOUND, "unknown-dataset", "There is no such dataset"),
-    UnknownGraph: Problem(HTTPStatus.NOT_FOUND, "unknown-graph", "There is no such graph"),
-    UnknownArray: Problem(HTTPStatus.NOT_FOUND, "unknown-array", "The graph has no such array"),
-    UnknownTrack: Problem(HTTPStatus.NOT_FOUND, "unknown-track", "There is no such track"),
-    EpochBackwards: Problem(HTTPStatus.CONFLICT, "epoch-backwards", "The epoch goes backwards"),
+    ClientDisconnect: Problem(
+        HTTPStatus.BAD_REQUEST,
+        "truncated-request",
+        "The connection ended inside the request",
+        cause="The client, or something between, closed the connection before the body was complete.",
+        fix="Send it again; nothing was kept.",
+        example="the connection ended before the body did; nothing was kept",
+    ),
+    UnknownDataset: Problem(
+        HTTPStatus.NOT_FOUND,
+        "unknown-dataset",
+        "There is no such dataset",
+        cause="No dataset has this id: it was never uploaded here, or was deleted or evicted since.",
+        fix="Upload the points with `POST /v1/datasets`; the id is the SHA-256 of what `np.save` writes.",
+        example=f"there is no dataset {_ID}; upload it first",
+    ),
+    UnknownGraph: Problem(
+        HTTPStatus.NOT_FOUND,
+        "unknown-graph",
+        "There is no such graph",
+        cause="No graph has this id: nobody asked for it here, or it was deleted or evicted since.",
+        fix="Ask for it with `POST /v1/graphs`, which gives its id.",
+        example=f"there is no graph {_ID}; ask for it with POST /v1/graphs",
+    ),
+    UnknownArray: Problem(
+        HTTPStatus.NOT_FOUND,
+        "unknown-array",
+        "The graph has no such array",
+        cause="Graphs differ in their arrays: a k-NN graph has no `order`.",
+        fix="Read one of the arrays that `detail` lists.",
+        example=f"graph {_ID} has no array 'order'; it has neighbors, distances",
+    ),
+    UnknownTrack: Problem(
+        HTTPStatus.NOT_FOUND,
+        "unknown-track",
+        "There is no such track",
+        cause="No track has this id: it was deleted, or the store that kept it is another one.",
+        fix="Start one with `POST /v1/tracks`.",
+        example="there is no track 0123456789abcdef; create one with POST /v1/tracks",
+    ),
+    UnknownProblem: Problem(
+        HTTPStatus.NOT_FOUND,
+        "unknown-problem",
+        "There is no such problem",
+        cause="No answer of this release has a `type` of this name.",
+        fix="See /problems for all that there are.",
+        example="there is no problem 'x'; GET /problems lists all",
+    ),
+    EpochBackwards: Problem(
+        HTTPStatus.CONFLICT,
+        "epoch-backwards",
+        "The epoch goes backwards",
+        cause="A refresh has a smaller epoch than one before: two loops share the track, or a loop began anew.",
+        fix="Count on from the largest epoch so far, leave `epoch` out, or start a track of its own.",
+        example="epoch 3 is before 7, which this track has seen; epochs only go up: use 7 or more",
+    ),
     NotAHyperparameter: Problem(
-        HTTPStatus.UNPROCESSABLE_ENTITY, "not-a-hyperparameter", "A refresh changes hyperparameters only"
+        HTTPStatus.UNPROCESSABLE_ENTITY,
+        "not-a-hyperparameter",
+        "A refresh changes hyperparameters only",
+        cause="The metric of a refresh differs from the track's in more than lengthscale and variance.",
+        fix="Send `lengthscale` and `variance` alone; start another track for another kernel or metric.",
+        example="a refresh cannot change metric.type: this track follows lengthscale; create another track",
     ),
-    GraphNotReady: Problem(HTTPStatus.CONFLICT, "graph-not-ready", "The graph is not finished", 1),
-    GraphFailed: Problem(HTTPStatus.CONFLICT, "graph-failed", "The graph was not finished"),
-    GraphDeleted: Problem(HTTPStatus.CONFLICT, "graph-deleted", "The graph was deleted"),
-    DamagedData: Problem(HTTPStatus.SERVICE_UNAVAILABLE, "damaged-data", "Stored data were damaged and removed", 1),
-    BuildFailed: Problem(HTTPStatus.INTERNAL_SERVER_ERROR, "build-failed", "The graph could not be built"),
-    UploadStalled: Problem(HTTPStatus.REQUEST_TIMEOUT, "upload-stalled", "The body stopped arriving"),
-    NotReady: Problem(HTTPStatus.SERVICE_UNAVAILABLE, "not-ready", "The service is not ready", 2),
+    GraphNotReady: Problem(
+        HTTPStatus.CONFLICT,
+        "graph-not-ready",
+        "The graph is not finished",
+        cause="The arrays were asked for while the graph is queued or running.",
+        fix="Wait for it with `GET /v1/graphs/{id}` and `Prefer: wait=30`, then ask again.",
+        example=f"graph {_ID} is running; its arrays can be read when GET /v1/graphs/{_ID} says ready",
+        retry_after_s=1,
+    ),
+    GraphFailed: Problem(
+        HTTPStatus.CONFLICT,
+        "graph-failed",
+        "The graph was not finished",
+        cause="The graph's job failed or was cancelled, so that there are no arrays.",
+        fix="See `error` of `GET /v1/graphs/{id}`, remove the cause, and ask again with `POST /v1/graphs`.",
+        example=f"graph {_ID} cancelled; POST /v1/graphs asks for it again",
+    ),
+    GraphDeleted: Problem(
+        HTTPStatus.CONFLICT,
+        "graph-deleted",
+        "The graph was deleted",
+        cause="Somebody deleted the graph while this request waited for it.",
+        fix="Ask for it again.",
+        example="the graph was deleted while this request waited for it; ask for it again",
+    ),
+    DamagedData: Problem(
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "damaged-data",
+        "Stored data were damaged and removed",
+        cause="A stored array failed its checksum, or pieces of it were lost. It is never given out.",
+        fix="Ask for the graph again, which builds it anew, or upload the points again; look at the store's disk.",
+        example=f"the stored neighbors of graph {_ID} are damaged and were removed; ask for the graph again",
+        retry_after_s=1,
+    ),
+    BuildFailed: Problem(
+        HTTPStatus.INTERNAL_SERVER_ERROR,
+        "build-failed",
+        "The graph could not be built",
+        cause="The job of a one-shot request ended with an error that is not the caller's.",
+        fix="Ask again; if it fails again, look for the graph's id in the log of the worker.",
+        example=f"graph {_ID} failed: the worker ran out of memory; ask again to try again",
+    ),
+    UploadStalled: Problem(
+        HTTPStatus.REQUEST_TIMEOUT,
+        "upload-stalled",
+        "The body stopped arriving",
+        cause="The client sent nothing for `PCCT_UPLOAD_IDLE_S` seconds in the middle of its body.",
+        fix="Send it again; nothing was kept.",
+        example="nothing has come for 60 s and the body is not complete; send it again",
+    ),
+    NotReady: Problem(
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "not-ready",
+        "The service is not ready",
+        cause="No worker runs, or all workers are still compiling their kernels.",
+        fix="Start a worker with `pcct work`, or wait: the first start on a machine compiles for a minute or two.",
+        example="no worker is running, so nothing that is queued is built; start one with `pcct work`",
+        retry_after_s=2,
+    ),
     RedisConnectionError: _STORE_AWAY,
     RedisTimeoutError: _STORE_AWAY,
     ReadOnlyError: _STORE_AWAY,
     OutOfMemoryError: _STORE_FULL,
-    Exception: Problem(HTTPStatus.INTERNAL_SERVER_ERROR, "internal-error", "The service failed"),
+    Exception: Problem(
+        HTTPStatus.INTERNAL_SERVER_ERROR,
+        "internal-error",
+        "The service failed",
+        cause="A fault of pcct itself; the traceback is in the log under the request id.",
+        fix="Ask again; if it fails again, report it with the lines of the log that have this request id.",
+        example="an unexpected error; it is in the log of the service under request id 4bf92f3577b34da6",
+    ),
 }
 
-# Faults that the framework finds before a route runs.
-_HTTP_SLUGS = {404: "not-found", 405: "method-not-allowed", 400: "bad-request"}
+# Faults that the framework finds before a route runs, by status.
+HTTP_PROBLEMS: Mapping[int, Problem] = {
+    400: Problem(
+        HTTPStatus.BAD_REQUEST,
+        "bad-request",
+        "Bad Request",
+        cause="The request is not HTTP as this service reads it.",
+        fix="Compare it with the examples at /docs.",
+        example="There was an error parsing the body",
+    ),
+    404: Problem(
+        HTTPStatus.NOT_FOUND,
+        "not-found",
+        "Not Found",
+        cause="There is no route at this path.",
+        fix="See /docs for what there is; all calls begin with `/v1`.",
+        example="there is nothing at /v2/graphs; see /docs for what there is",
+    ),
+    405: Problem(
+        HTTPStatus.METHOD_NOT_ALLOWED,
+        "method-not-allowed",
+        "Method Not Allowed",
+        cause="There is a route at this path, but not for this method.",
+        fix="Use one of the methods that `Allow` lists.",
+        example="GET cannot be used on /v1/knn; use POST",
+    ),
+}
+
+# What a job may leave as the `error` of its graph or track; such a problem is part of a description, not an answer's status.
+JOB_PROBLEMS: Sequence[Problem] = (
+    Problem(
+        HTTPStatus.UNPROCESSABLE_ENTITY,
+        "not-positive-definite",
+        "The inducing points cannot be used together",
+        cause="Inducing points repeat, or are so close that their covariance cannot be factorised.",
+        fix="Raise `jitter`, or choose fewer or other inducing points.",
+        example="the covariance of the inducing points is not positive definite; raise jitter",
+    ),
+    Problem(
+        HTTPStatus.INSUFFICIENT_STORAGE,
+        "out-of-memory",
+        "The build needs more memory",
+        cause="The worker could not get the memory that the build needs.",
+        fix="Use fewer points or a smaller k, or give the worker more memory.",
+        example="the worker ran out of memory; use fewer points or a smaller k, or give the worker more",
+    ),
+    Problem(
+        HTTPStatus.INSUFFICIENT_STORAGE,
+        "store-refused",
+        "The store refused the result",
+        cause="The graph was built, but the store did not take it, mostly because it is full.",
+        fix="Make room in the store, then ask again.",
+        example="the store refused the result (command not allowed when used memory > 'maxmemory'); ask again",
+    ),
+    Problem(
+        HTTPStatus.INTERNAL_SERVER_ERROR,
+        "worker-died",
+        "The build kept ending its worker",
+        cause="The worker process died `PCCT_MAX_ATTEMPTS` times while it built this graph, mostly out of memory.",
+        fix="Use fewer points or a smaller k, or give the worker more memory, then ask again.",
+        example="the worker died 3 times while building this graph, most likely out of memory",
+    ),
+    Problem(
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "damaged-graph",
+        "The stored graph was damaged",
+        cause="A stored array of the graph failed its checksum, and the graph was dropped.",
+        fix="Ask for the graph again, which builds it anew.",
+        example=f"the stored neighbors of graph {_ID} are damaged and were removed; ask for the graph again",
+    ),
+    Problem(
+        HTTPStatus.GATEWAY_TIMEOUT,
+        TIMEOUT,
+        "The refresh took too long",
+        cause="The build of a track's version took longer than `PCCT_REFRESH_TIMEOUT_S`.",
+        fix="Use fewer points or a smaller k, or raise the limit, and refresh again; the last good version stays.",
+        example="the build took longer than PCCT_REFRESH_TIMEOUT_S (600 s) and was given up",
+    ),
+    Problem(
+        HTTPStatus.CONFLICT,
+        "cancelled",
+        "The build was cancelled",
+        cause="Somebody cancelled or deleted the graph that a track's version waited for.",
+        fix="Refresh with `force` to ask for it again; the last good version stays.",
+        example="the graph was deleted while it was built for this track; refresh the track to ask for it again",
+    ),
+)
+
+
+def every_problem() -> dict[str, Problem]:
+    """Return all kinds of problems by their slug, sorted by status."""
+    rows = [*PROBLEMS.values(), *HTTP_PROBLEMS.values(), *JOB_PROBLEMS]
+    return {row.slug: row for row in sorted(rows, key=lambda row: (row.status, row.slug))}
 
 
 class ProblemBody(BaseModel):
@@ -158,14 +453,17 @@ class ProblemBody(BaseModel):
     field: str | None = None
 
 
-# For the OpenAPI document; it also keeps FastAPI from describing an error format that is never sent.
-PROBLEM_ANSWERS: dict[int | str, dict[str, Any]] = {
-    status: {
-        "description": description,
-        "content": {MEDIA_TYPE: {"schema": ProblemBody.model_json_schema()}},
+def _answers(description: str, slug: str) -> dict[str, Any]:
+    problem = every_problem()[slug]
+    example = problem_body(problem, problem.example)
+    headers = {
+        "Retry-After": {
+            "description": "Seconds after which the same request may succeed; only where waiting helps",
+            "schema": {"type": "integer"},
+        }
     }
-    for status, description in {"4XX": "The request cannot be met", "5XX": "The service cannot answer now"}.items()
-}
+    content = {MEDIA_TYPE: {"schema": ProblemBody.model_json_schema(), "example": example}}
+    return {"description": description, "headers": headers, "content": content}
 
 
 def install_problems(app: FastAPI) -> None:
@@ -196,6 +494,13 @@ def problem_body(problem: Problem, detail: str, **extra: Any) -> dict[str, Any]:
     return body | {name: value for name, value in extra.items() if value is not None}
 
 
+# For the OpenAPI document; it also keeps FastAPI from describing an error format that is never sent.
+PROBLEM_ANSWERS: dict[int | str, dict[str, Any]] = {
+    "4XX": _answers("The request cannot be met; `type` leads to the page that explains why", "unknown-dataset"),
+    "5XX": _answers("The service cannot answer now; `type` leads to the page that explains why", "store-unavailable"),
+}
+
+
 async def _answer(request: Request, error: Exception) -> JSONResponse:
     problem = problem_of(error)
     if isinstance(error, RequestValidationError):
@@ -206,9 +511,9 @@ async def _answer(request: Request, error: Exception) -> JSONResponse:
         detail = f"an unexpected error; it is in the log of the service under request id {request_id()}"
     elif problem.slug.startswith("store-"):
         _log.warning("store_unavailable", method=request.method, path=request.url.path, error=detail)
-        detail = "the store behind this service does not take the request now; try again after Retry-After seconds"
+        detail = problem.example
     elif problem.slug == "truncated-request":
-        detail = "the connection ended before the body did; nothing was kept"
+        detail = problem.example
     extra = {name: getattr(error, name, None) for name in ("row", "field", "state")}
     return _response(problem, problem_body(problem, detail, **extra))
 
@@ -231,7 +536,7 @@ def _field(location: tuple[int | str, ...]) -> str:
 async def _answer_http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)  # noqa: S101  (registered for this class only)
     status = HTTPStatus(error.status_code)
-    problem = Problem(status, _HTTP_SLUGS.get(error.status_code, f"http-{error.status_code}"), status.phrase)
+    problem = HTTP_PROBLEMS.get(error.status_code, HTTP_PROBLEMS[400])._replace(status=status, title=status.phrase)
     detail = error.detail
     if error.status_code == 404:
         detail = f"there is nothing at {request.url.path}; see /docs for what there is"

@@ -46,9 +46,13 @@ def scan(X, spec, *, progress=None, cancel=None, threads=None) -> Graph:
 
 
 class Gate:
-    """Builds graphs by `scan`; while `held`, builds wait at the gate, reporting that they have started."""
+    """Builds graphs by `scan`; while `held`, builds wait at the gate, reporting that they have started.
+
+    fault: raised instead of building, when there is one.
+    """
 
     def __init__(self) -> None:
+        self.fault: Exception | None = None
         self.builds: list[tuple[int, object]] = []
         self.started = threading.Event()
         self._open = threading.Event()
@@ -64,6 +68,8 @@ class Gate:
         self.builds.append((len(X), spec))
         progress("scan", 1, 4)
         self.started.set()
+        if self.fault is not None:
+            raise self.fault
         while not self._open.wait(0.02):
             if cancel.is_set():
                 raise Cancelled("the build was cancelled")

@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 import time
@@ -44,6 +45,8 @@ async def test_documentation_describes_every_route(service):
         "/livez",
         "/readyz",
         "/metrics",
+        "/problems",
+        "/problems/{name}",
     } == set(paths)
 
 
@@ -69,6 +72,9 @@ class Valkey:
         self._process.wait()
 
 
+NEEDS_NO_STORE = {"/livez", "/problems", "/problems/{name}"}
+
+
 async def test_the_service_starts_without_a_store_and_recovers_with_it(tmp_path, run_service):
     store = Valkey(tmp_path)
     points = np.random.default_rng(0).random((20, 2))
@@ -76,24 +82,34 @@ async def test_the_service_starts_without_a_store_and_recovers_with_it(tmp_path,
     requests = [
         ("POST", "/v1/datasets", {"json": points.tolist()}),
         ("GET", f"/v1/datasets/{dataset}", {}),
+        ("HEAD", f"/v1/datasets/{dataset}", {}),
+        ("DELETE", f"/v1/datasets/{dataset}", {}),
+        ("POST", f"/v1/datasets/{dataset}/query?k=3", {"json": points.tolist()}),
         ("POST", "/v1/graphs", {"json": {"dataset": dataset, "spec": {"k": 3}}}),
         ("GET", f"/v1/graphs/{dataset}", {}),
+        ("DELETE", f"/v1/graphs/{dataset}", {}),
         ("GET", f"/v1/graphs/{dataset}/neighbors", {}),
+        ("GET", f"/v1/graphs/{dataset}/arrays", {}),
         ("POST", "/v1/knn?k=3", {"json": points.tolist()}),
+        ("POST", "/v1/vecchia?k=3", {"json": points.tolist()}),
         ("POST", "/v1/tracks", {"json": {"dataset": dataset, "spec": {"k": 3}}}),
         ("GET", f"/v1/tracks/{'0' * 32}", {}),
+        ("DELETE", f"/v1/tracks/{'0' * 32}", {}),
         ("GET", f"/v1/tracks/{'0' * 32}/events", {}),
         ("POST", f"/v1/tracks/{'0' * 32}/refresh", {"json": {}}),
         ("GET", "/metrics", {}),
         ("GET", "/readyz", {}),
     ]
     async with run_service(store.url, worker=False) as service:
+        asked = {re.sub("0{32,64}", "{id}", url.partition("?")[0]) for _, url, _ in requests}
+        there = {re.sub("{[a-z]+_id}", "{id}", path) for path in service.app.openapi()["paths"]} - NEEDS_NO_STORE
+        assert asked == {path.replace("{name}", "neighbors") for path in there}
         for outage in range(2):
             assert (await service.client.get("/livez")).status_code == 200
             for method, url, options in requests:
                 answer = await service.client.request(method, url, **options)
                 assert answer.status_code == 503, url
-                assert answer.json()["type"] == "/problems/store-unavailable"
+                assert method == "HEAD" or answer.json()["type"] == "/problems/store-unavailable"
                 assert int(answer.headers["retry-after"]) > 0
             store.start()
             try:
