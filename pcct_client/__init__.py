@@ -12,6 +12,9 @@ The map, each module using only those before it:
 
 errors    every named error
 arrays    points as canonical `.npy` bytes, their id, and answers back into arrays
+extras    libraries that are used when they are there
+convert   a graph in other libraries' terms
+plot      a row of a graph as a picture
 graph     the answer
 calls     what is said to the service and in which order, shared by both clients; no I/O
 following what a session knows of its track, and the flows that keep it true; no I/O
@@ -28,6 +31,8 @@ from pcct_client.errors import (
     InvalidArray,
     InvalidRequest,
     InvalidStep,
+    MissingExtra,
+    NotForThisGraph,
     NotFound,
     RequestRefused,
     ServerUnavailable,
@@ -50,6 +55,8 @@ __all__ = [
     "InvalidArray",
     "InvalidRequest",
     "InvalidStep",
+    "MissingExtra",
+    "NotForThisGraph",
     "NotFound",
     "RefreshPolicy",
     "RequestRefused",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias, TypeVar
 
 from numpy.typing import NDArray
@@ -184,16 +184,23 @@ class Intake:
 
 def upload(X: Any, deadline: Deadline) -> Flow[str]:
     """Bring the points X to the service unless it has them; returns the dataset id."""
-    body, name = yield Compute(lambda: _named(X))
+    return (yield from _bring(X, deadline))[0]
+
+
+def _bring(data: Any, deadline: Deadline) -> Flow[tuple[str, NDArray[Any] | None]]:
+    """Return the id of a dataset, and its points if they are here; data: points, uploaded unless known, or an id."""
+    if isinstance(data, str):
+        return data, None
+    body, name = yield Compute(lambda: _named(data))
     reply: Reply = yield Call("HEAD", f"v1/datasets/{name}", deadline)
     if reply.status == 200:
-        return str(name)
+        return name, body.points
     if reply.status != 404:
         raise refused(reply)
     answer = accepted((yield Call("POST", "v1/datasets", deadline, body=body, subject="the end of the upload")))
     if answer.get("id") != name:
         raise BadAnswer(f"the service stored the points as {answer.get('id')}, not {name}: they changed on the way")
-    return str(name)
+    return name, body.points
 
 
 def graph(data: Any, spec: Mapping[str, Any], deadline: Deadline, progress: Progress | None = None) -> Flow[Graph]:
@@ -216,12 +223,12 @@ def query(
 ) -> Flow[Graph]:
     """Get the neighbors of the rows of Q in data, each an array, which is uploaded first, or a dataset id."""
     begun = time.perf_counter()
-    dataset = data if isinstance(data, str) else (yield from upload(data, deadline))
-    queries = Q if isinstance(Q, str) else (yield from upload(Q, deadline))
+    dataset, points = yield from _bring(data, deadline)
+    queries, rows = yield from _bring(Q, deadline)
     uploaded = time.perf_counter()
     found = yield from graph(dataset, {**spec, "kind": "query", "queries": queries}, deadline, progress)
     found.timings["upload"] += uploaded - begun
-    return found
+    return replace(found, points=points, queries=rows)
 
 
 class _ArraysGone(Exception):
@@ -234,7 +241,7 @@ class _ArraysGone(Exception):
 
 def _graph(data: Any, spec: Mapping[str, Any], deadline: Deadline, progress: Progress | None) -> Flow[Graph]:
     begun = time.perf_counter()
-    dataset = data if isinstance(data, str) else (yield from upload(data, deadline))
+    dataset, points = yield from _bring(data, deadline)
     uploaded = time.perf_counter()
     record = yield from ready_record(dataset, spec, deadline, progress)
     ready = time.perf_counter()
@@ -252,7 +259,7 @@ def _graph(data: Any, spec: Mapping[str, Any], deadline: Deadline, progress: Pro
         "build": build_s,
         "download": downloaded - ready,
     }
-    return _assembled(record, arrays, dataset, seconds)
+    return replace(_assembled(record, arrays, dataset, seconds), points=points)
 
 
 def _assembled(

@@ -2,6 +2,8 @@
 
 ClientError
 ├── InvalidArray (also a ValueError)      refused here, before anything was sent
+├── MissingExtra (also an ImportError)    a library that is not installed was asked for
+├── NotForThisGraph (also a ValueError)   a graph was asked for what it does not have
 ├── InvalidStep (also a ValueError)       a session was stepped with what no graph can have; nothing was sent
 ├── SessionClosed                         a session was used after it had been closed
 ├── ServerUnavailable                     nobody answered at the URL, or the service cannot work now (502, 503, 504)
@@ -26,6 +28,14 @@ class ClientError(Exception):
 
 class InvalidArray(ClientError, ValueError):
     """The array cannot be sent as it is."""
+
+
+class MissingExtra(ClientError, ImportError):
+    """An optional library is not installed; the message has the command that installs it."""
+
+
+class NotForThisGraph(ClientError, ValueError):
+    """This kind of graph has no such thing, or an argument does not fit the graph."""
 
 
 class InvalidStep(ClientError, ValueError):
