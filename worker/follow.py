@@ -3,7 +3,8 @@
 Only the newest requested version is ever begun, so versions that were overtaken while they waited cost nothing. One that is
 being built when a newer one is requested is finished and published: if it were cancelled, a loop that asks for versions
 faster than they can be built would never get any, and would wait longer for its first newer one even if it stopped asking
-(docs/CORE_IMPLEMENTATIONS.md has the measurement). A job whose worker dies is redelivered and takes its build over; a worker
+(docs/CORE_IMPLEMENTATIONS.md has the measurement). It is cancelled where it cannot win: when the newer version's graph was in
+the cache and is published already. A job whose worker dies is redelivered and takes its build over; a worker
 that comes back from a stall finds its attempt and its version overtaken, because both are published by compare-and-set.
 """
 

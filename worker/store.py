@@ -336,11 +336,15 @@ redis.call('PUBLISH', ARGV[11], ARGV[1])
 return 1
 """
 
-# Ends what a track has started and no longer wants. KEYS: graph. ARGV: graph id, track, channel.
-# → 0 not its own, 1 cancelled, 2 queued, because others have asked for it too: a job must be queued.
+# Ends what a track has started and no longer wants. KEYS: graph, track. ARGV: graph id, track id, channel, '1' for only
+# while the track has published its newest requested version.
+# → 0 not its own, or wanted, 1 cancelled, 2 queued, because others have asked for it too: a job must be queued.
 _DROP = """
 local state = redis.call('HGET', KEYS[1], 'state')
 if (state ~= 'queued' and state ~= 'running') or redis.call('HGET', KEYS[1], 'track') ~= ARGV[2] then
+    return 0
+end
+if ARGV[4] == '1' and redis.call('HGET', KEYS[2], 'requested') ~= redis.call('HGET', KEYS[2], 'version') then
     return 0
 end
 local now = redis.call('TIME')
@@ -651,12 +655,13 @@ class Store:
         standing: dict[int, Standing] = {1: "started", 2: "elsewhere", 0: "ended", -2: "unwanted"}
         return Claim(standing[answer], attempt)
 
-    async def drop_graph(self, id: str, track: str) -> GraphRecord | None:
+    async def drop_graph(self, id: str, track: str, *, overtaken: bool = False) -> GraphRecord | None:
         """End the build that a track has started, if it runs or waits; it is cancelled unless others asked for it too.
 
+        overtaken: only while the newest version that was requested of the track is published, so that nobody waits for it.
         Returns the record to `Queue.submit` for those others, None when there are none.
         """
-        answer = await self._run("drop", [Keys.graph(id)], [id, track, Keys.changes])
+        answer = await self._run("drop", [Keys.graph(id), Keys.track(track)], [id, track, Keys.changes, int(overtaken)])
         return await self.graph(id) if answer == 2 else None
 
     async def set_progress(self, id: str, attempt: str, progress: Mapping[str, Any] | None) -> bool:

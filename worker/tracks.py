@@ -326,7 +326,7 @@ def merge_metric(track: Mapping[str, Any], given: object) -> Metric:
 # ARGV: track id, channel, revision that the decision was made on, epoch, version, graph, metric, token of a new driver,
 # event schedule, event skip_cached, event swap, counter of a scheduled one, counter of a ready one, events kept, request id;
 # then field, value, … of a new track. → the driver whose job must be queued, '' when it was published at once because its graph
-# is there; or -1 no such dataset, -2 the track has changed since: decide again.
+# is there, and the graph that the track is building; or -1 no such dataset, -2 the track has changed since: decide again.
 _SCHEDULE = """
 local now = redis.call('TIME')
 now = string.format('%.6f', tonumber(now[1]) + tonumber(now[2]) / 1e6)
@@ -368,7 +368,8 @@ else
     redis.call('HINCRBY', KEYS[6], ARGV[12], 1)
 end
 redis.call('PUBLISH', ARGV[2], ARGV[1])
-return ready and '' or redis.call('HGET', KEYS[1], 'driver')
+local fields = redis.call('HMGET', KEYS[1], 'driver', 'building')
+return {ready and '' or fields[1], fields[2]}
 """
 
 # A refresh that requests nothing. KEYS: track, events, metrics. ARGV: track id, channel, epoch, counter, event or '',
@@ -724,9 +725,12 @@ class Tracks:
         """Return the number of follow jobs that wait or run."""
         return await self._queue.depth()
 
-    async def drop_build(self, id: str, graph: str) -> None:
-        """End what the track has begun to build; if others asked for it too, their job is queued."""
-        wanted = await self._store.drop_graph(graph, id)
+    async def drop_build(self, id: str, graph: str, *, overtaken: bool = False) -> None:
+        """End what the track has begun to build; if others asked for it too, their job is queued.
+
+        overtaken: see `Store.drop_graph`.
+        """
+        wanted = await self._store.drop_graph(graph, id, overtaken=overtaken)
         if wanted is not None:
             await self._graphs.submit(wanted)
 
@@ -771,10 +775,14 @@ class Tracks:
             raise UnknownDataset(wish.dataset)
         if isinstance(answer, int):
             return None
-        if answer:
-            await self._queue.follow(wish.track, answer.decode())
-        _log.info("neighbor_refresh.schedule" if answer else "neighbor_refresh.swap", **reasoned)
-        return bool(answer)
+        driver, building = (part.decode() for part in answer)
+        _log.info("neighbor_refresh.schedule" if driver else "neighbor_refresh.swap", **reasoned)
+        if driver:
+            await self._queue.follow(wish.track, driver)
+        elif building not in ("", graph):
+            # An older version, which cannot be published any more.
+            await self.drop_build(wish.track, building, overtaken=True)
+        return bool(driver)
 
     async def _note(self, record: TrackRecord, epoch: int, decision: Decision) -> bool:
         """Count a refresh that requests nothing; False when to decide again."""

@@ -16,7 +16,7 @@ from pcct_core.spec import Euclidean, GraphSpec
 from worker.follow import Follower
 from worker.run import Runner
 from worker.settings import WorkerSettings
-from worker.store import Dataset, Keys, Store
+from worker.store import Dataset, Keys, Store, graph_id
 from worker.tasks import Queue
 from worker.tracks import RefreshPolicy, TrackRecord, Tracks
 
@@ -214,6 +214,37 @@ async def test_track_deleted_while_its_build_runs_stops_it(workers: Workers, tra
     assert graph is not None
     assert graph.state == "cancelled"
     assert await workers.store.redis.keys("pcct:track:*") == []
+
+
+async def test_build_overtaken_by_a_cached_graph_is_cancelled_and_can_be_asked_for_again(
+    workers: Workers, track: TrackRecord, held: Held
+) -> None:
+    workers.start(held)
+    held.opened.set()
+    await until_settled(workers, track.id)
+    held.opened.clear()
+    await workers.tracks.refresh(track.id, {"lengthscale": 2.0}, 1)
+    await until(lambda: held.scales == [1.0, 2.0])
+    back = await workers.tracks.refresh(track.id, {"lengthscale": 1.0}, 2)
+    assert (back.decision, back.reason, back.version) == ("cached", "ready", 3)
+    record = await until_settled(workers, track.id)
+    assert (record.version, record.failures, record.error) == (3, 0, None)
+    graph = await workers.store.graph(graph_id(record.dataset, spec_of(2.0)))
+    assert graph is not None
+    assert graph.state == "cancelled"
+    held.opened.set()
+    await workers.tracks.refresh(track.id, {"lengthscale": 2.0}, 3)
+    record = await until_settled(workers, track.id)
+    assert (record.version, record.failures, held.scales) == (4, 0, [1.0, 2.0, 2.0])
+
+
+async def test_build_that_is_wanted_again_is_not_cancelled(workers: Workers, track: TrackRecord, held: Held) -> None:
+    workers.start(held)
+    await until(lambda: held.scales)
+    await workers.tracks.drop_build(track.id, track.requested_graph, overtaken=True)
+    held.opened.set()
+    record = await until_settled(workers, track.id)
+    assert (record.version, record.failures, held.scales) == (1, 0, [1.0])
 
 
 async def test_graph_deleted_while_it_is_built_fails_the_version(
