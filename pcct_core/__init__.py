@@ -14,7 +14,7 @@ build         the tree
 search        the walk of 32 queries through the tree: nearest points, all points within a radius
 blas          one thread per BLAS call while ours are at work
 dense         the scan of all pairs, for points that boxes cannot separate
-nearest       neighbors and predecessors: tree or dense, chosen once
+nearest       neighbors and predecessors: tree or dense, chosen once; neighbors within a radius
 order         Vecchia orders
 kernels       covariance kernels, 32 pairs at a time
 residual      the residual process of a VIF model, as factors
@@ -33,7 +33,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pcct_core.covertree import CoverTree as CoverTree
     from pcct_core.covertree import Neighbors as Neighbors
-    from pcct_core.covertree import RadiusNeighbors as RadiusNeighbors
     from pcct_core.errors import Cancelled as Cancelled
     from pcct_core.errors import FileFormatError as FileFormatError
     from pcct_core.errors import InvalidInput as InvalidInput
@@ -41,11 +40,14 @@ if TYPE_CHECKING:
     from pcct_core.errors import InvalidSpec as InvalidSpec
     from pcct_core.errors import NotPositiveDefinite as NotPositiveDefinite
     from pcct_core.errors import PcctError as PcctError
+    from pcct_core.errors import TooManyPairs as TooManyPairs
     from pcct_core.graph import Graph as Graph
     from pcct_core.graph import build_graph as build_graph
     from pcct_core.graph import knn_graph as knn_graph
+    from pcct_core.graph import radius_graph as radius_graph
     from pcct_core.graph import vecchia_graph as vecchia_graph
     from pcct_core.lookup import GateLookup as GateLookup
+    from pcct_core.nearest import RadiusNeighbors as RadiusNeighbors
     from pcct_core.spec import RBF as RBF
     from pcct_core.spec import Accuracy as Accuracy
     from pcct_core.spec import Cosine as Cosine
@@ -67,6 +69,7 @@ _HOME = {
         "InvalidSpec",
         "NotPositiveDefinite",
         "PcctError",
+        "TooManyPairs",
     ),
     "spec": (
         "RBF",
@@ -82,8 +85,9 @@ _HOME = {
         "Residual",
     ),
     "lookup": ("GateLookup",),
-    "covertree": ("CoverTree", "Neighbors", "RadiusNeighbors"),
-    "graph": ("Graph", "build_graph", "knn_graph", "vecchia_graph"),
+    "covertree": ("CoverTree", "Neighbors"),
+    "nearest": ("RadiusNeighbors",),
+    "graph": ("Graph", "build_graph", "knn_graph", "radius_graph", "vecchia_graph"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 

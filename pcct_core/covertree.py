@@ -12,15 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pcct_core.build import Tree, allocate_tree, build_tree, gather_lowest, number_nodes
+from pcct_core.certificate import Certificate
 from pcct_core.errors import FileFormatError, InvalidPoints, InvalidSpec
 from pcct_core.gate import scan_gated
-from pcct_core.nearest import search_points
+from pcct_core.nearest import RadiusNeighbors, find_within, search_points
 from pcct_core.parallel import CancelToken, Crew, Progress
-from pcct_core.points import as_points, check_metric, check_shape, distance_in, distances_out, embed
+from pcct_core.points import as_points, check_metric, check_shape, distances_out, embed
 from pcct_core.residual import Factors, Screen, choose_inducing, make_factors, make_screen
-from pcct_core.search import Queries, order_queries, search_radius
+from pcct_core.search import Queries, order_queries
 from pcct_core.simd import LANES
-from pcct_core.spec import GraphSpec, Haversine, Metric, Residual, metric_from_json
+from pcct_core.spec import MAX_PAIRS, GraphSpec, Haversine, Metric, Residual, metric_from_json, read_radius
+from pcct_core.telemetry import Telemetry
 from pcct_core.topk import NO_ID
 
 _FORMAT = "pcct cover tree"
@@ -31,18 +33,6 @@ _ARRAYS = ("coords", "ids", "low", "high")
 class Neighbors(NamedTuple):
     """Nearest points of each query: neighbors int32 (m, k), ascending by (distance, index), and distances T (m, k)."""
 
-    neighbors: NDArray[np.int32]
-    distances: NDArray[Any]
-
-
-class RadiusNeighbors(NamedTuple):
-    """All points within a radius of each query, in CSR form.
-
-    indptr: int64 (m + 1,); row i has neighbors[indptr[i]:indptr[i + 1]], ascending by (distance, index).
-    neighbors: int32 (nnz,). distances: T (nnz,), in the metric's unit.
-    """
-
-    indptr: NDArray[np.int64]
     neighbors: NDArray[np.int32]
     distances: NDArray[Any]
 
@@ -95,6 +85,11 @@ class CoverTree:
         """Number of points."""
         return int(self._tree.n)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that the tree holds."""
+        return _array_bytes(self._tree) + _array_bytes(self._process)
+
     def __repr__(self) -> str:
         return f"CoverTree(n={self.n}, d={self.d}, dtype={self._tree.coords.dtype}, metric={self.metric})"
 
@@ -111,6 +106,18 @@ class CoverTree:
 
         Raises InvalidPoints, InvalidSpec, Cancelled.
         """
+        return self.query_certified(Q, k, progress=progress, cancel=cancel, threads=threads)[0]
+
+    def query_certified(
+        self,
+        Q: Any,
+        k: int = 30,
+        *,
+        progress: Progress | None = None,
+        cancel: CancelToken | None = None,
+        threads: int | None = None,
+    ) -> tuple[Neighbors, Certificate]:
+        """Return what `query` does, and the certificate that says how it was found."""
         if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= self.n:
             raise InvalidSpec(f"k is {k!r}; this tree of {self.n} points can give 1 ≤ k ≤ {self.n}", "k")
         points = self._embedded_queries(Q)
@@ -119,11 +126,12 @@ class CoverTree:
         distances = np.empty((m, int(k)), points.dtype)
         with Crew(threads, progress, cancel) as crew:
             if self._process is None:
-                search_points(self._tree, _external(points, crew), int(k), neighbors, distances, crew)
+                method = search_points(self._tree, _external(points, crew), int(k), neighbors, distances, crew)
             else:
                 self._scan(self._process, points, neighbors, distances, crew)
+                method = "dense"
         distances_out(distances, self.metric)
-        return Neighbors(neighbors, distances)
+        return Neighbors(neighbors, distances), Certificate(method, str(distances.dtype))
 
     def query_radius(
         self,
@@ -133,18 +141,19 @@ class CoverTree:
         progress: Progress | None = None,
         cancel: CancelToken | None = None,
         threads: int | None = None,
+        max_pairs: int = MAX_PAIRS,
     ) -> RadiusNeighbors:
         """Return all points within `radius` ≥ 0 (in the metric's unit, itself included) of every query. Q: (m, d).
 
-        Raises InvalidPoints, InvalidSpec, Cancelled.
+        max_pairs: most neighbors of all queries together.
+        Raises InvalidPoints, InvalidSpec, TooManyPairs, Cancelled.
         """
         self._without_process()
-        reach = self._embedded_radius(radius)
+        radius = read_radius(radius)
         points = self._embedded_queries(Q)
         with Crew(threads, progress, cancel) as crew:
-            indptr, neighbors, distances = search_radius(self._tree, _external(points, crew), reach, crew)
-        distances_out(distances, self.metric)
-        return RadiusNeighbors(indptr, neighbors, distances)
+            queries = _external(points, crew)
+            return find_within(self._tree, queries, radius, self.metric, max_pairs, crew, Telemetry())
 
     def radius_graph(
         self,
@@ -153,16 +162,15 @@ class CoverTree:
         progress: Progress | None = None,
         cancel: CancelToken | None = None,
         threads: int | None = None,
+        max_pairs: int = MAX_PAIRS,
     ) -> RadiusNeighbors:
         """Return all other points within `radius` of every point of the tree; otherwise as `query_radius`."""
         self._without_process()
-        reach = self._embedded_radius(radius)
+        radius = read_radius(radius)
         tree, n = self._tree, self.n
         queries = Queries(_stored_points(tree), tree.ids[:n], np.full(n, NO_ID, np.int32), np.arange(n, dtype=np.int32))
         with Crew(threads, progress, cancel) as crew:
-            indptr, neighbors, distances = search_radius(tree, queries, reach, crew)
-        distances_out(distances, self.metric)
-        return RadiusNeighbors(indptr, neighbors, distances)
+            return find_within(tree, queries, radius, self.metric, max_pairs, crew, Telemetry())
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the tree to a file that `CoverTree.load` reads; an uncompressed .npz with a checksum."""
@@ -251,10 +259,12 @@ class CoverTree:
                 queries = as_points(queries.astype(self._tree.coords.dtype))
         return embed(queries, self.metric)
 
-    def _embedded_radius(self, radius: float) -> float:
-        if not 0.0 <= radius < np.inf:
-            raise InvalidSpec(f"radius is {radius}; use a finite number of at least 0", "radius")
-        return distance_in(float(radius), self.metric)
+
+def _array_bytes(value: Any) -> int:
+    """Return the bytes of all arrays in a tuple, and in the tuples in it."""
+    if isinstance(value, tuple):
+        return sum(map(_array_bytes, value))
+    return int(getattr(value, "nbytes", 0))
 
 
 def _make_process(points: NDArray[Any], tree: Tree, metric: Residual, crew: Crew) -> _Process:

@@ -4,6 +4,7 @@ PcctError
 ├── InvalidInput (also a ValueError)
 │   ├── InvalidPoints      an array that cannot be used; `row` is the first offending row, if one is
 │   └── InvalidSpec        a specification that cannot be met; `field` names the offending field
+│       └── TooManyPairs   a radius that holds more neighbors than may be kept
 ├── NotPositiveDefinite    the kernel matrix of the inducing points has no Cholesky factor
 ├── FileFormatError        a saved tree or graph that this version cannot read
 └── Cancelled              the caller's cancel token was set
@@ -46,6 +47,10 @@ class InvalidSpec(InvalidInput):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (str(self), self.field)
+
+
+class TooManyPairs(InvalidSpec):
+    """A radius has more points within it than may be kept; the message says how many, and which radius would fit."""
 
 
 class NotPositiveDefinite(PcctError):

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from pcct_core.certificate import Certificate
 from pcct_core.errors import InvalidInput, InvalidSpec
 from pcct_core.lookup import GateLookup
-from pcct_core.nearest import find_neighbors, find_predecessors
+from pcct_core.nearest import find_neighbors, find_predecessors, find_radius
 from pcct_core.order import order_points
 from pcct_core.parallel import CancelToken, Crew, Progress
 from pcct_core.points import Points, as_points, check_request, distances_out, embed
-from pcct_core.spec import Accuracy, Gate, GraphSpec, Haversine, Metric, Order, Residual, metric_from_json
+from pcct_core.spec import MAX_PAIRS, Accuracy, Gate, GraphSpec, Haversine, Metric, Order, Residual, metric_from_json
 from pcct_core.telemetry import Telemetry
 from pcct_core.vif import find_residual
 
@@ -30,6 +30,8 @@ class Graph:
     order:     int64 (n,) or None. Vecchia graphs only: order[r] is the dataset index of rank r, and the rows and
                entries of `neighbors` are ranks. A k-NN graph's rows and entries are dataset indices.
     lookup:    gated graphs only: how far the gate let queries look, for the next graph of the same points.
+    offsets:   int64 (n + 1,) or None. Radius graphs only: neighbors and distances are flat, (pairs,), and those of row i are at
+               offsets[i]:offsets[i + 1], as in a CSR matrix.
     """
 
     neighbors: NDArray[np.int32]
@@ -39,9 +41,12 @@ class Graph:
     certificate: Certificate
     telemetry: Telemetry = field(compare=False)
     lookup: GateLookup | None = field(default=None, compare=False)
+    offsets: NDArray[np.int64] | None = None
 
     def sliced(self, k: int) -> Graph:
         """Return the graph of the k nearest, 1 ≤ k ≤ the k of this graph: the same as building it with that k."""
+        if self.offsets is not None:
+            raise InvalidSpec("a radius graph has as many neighbors per row as lie within its radius; it has no k", "k")
         if not 1 <= k <= self.spec.k:
             raise InvalidSpec(f"k is {k}; this graph can be sliced to 1 ≤ k ≤ {self.spec.k}", "k")
         return replace(
@@ -52,7 +57,7 @@ class Graph:
         )
 
     def in_original_index(self) -> Graph:
-        """Return the graph with rows and entries as dataset indices; a k-NN graph already is.
+        """Return the graph with rows and entries as dataset indices; a k-NN or radius graph already is.
 
         Row order[r] of the result is row r of this graph with every entry e ≥ 0 replaced by order[e].
         """
@@ -67,10 +72,12 @@ class Graph:
         return replace(self, neighbors=neighbors, distances=distances, order=None)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """Return the arrays by name: neighbors, distances, and order when there is one."""
+        """Return the arrays by name: neighbors, distances, and order or offsets when there are any."""
         out: dict[str, NDArray[Any]] = {"neighbors": self.neighbors, "distances": self.distances}
         if self.order is not None:
             out["order"] = self.order
+        if self.offsets is not None:
+            out["offsets"] = self.offsets
         return out
 
     def save(self, path: str | PathLike[str]) -> None:
@@ -88,6 +95,7 @@ def build_graph(
     threads: int | None = None,
     lookup: GateLookup | None = None,
     previous: Graph | None = None,
+    max_pairs: int = MAX_PAIRS,
 ) -> Graph:
     """Build the graph that spec asks for on the points X.
 
@@ -100,7 +108,8 @@ def build_graph(
               neighbors, under other hyperparameters. Its neighbors say how far to look, which is nearer than a lookup says.
               The certificate is earned anew. With a lookup or a previous graph, those few neighbors that a gate misses may
               be others than without: leave both out where the same specification must give the same bytes.
-    Raises InvalidPoints or InvalidSpec for input that cannot be used, NotPositiveDefinite, Cancelled.
+    max_pairs: radius graphs only: most neighbors of all rows together; more are refused before memory is taken for them.
+    Raises InvalidPoints or InvalidSpec for input that cannot be used, TooManyPairs, NotPositiveDefinite, Cancelled.
     """
     points = as_points(X)
     check_request(points, spec)
@@ -112,7 +121,12 @@ def build_graph(
         if spec.kind == "vecchia":
             with telemetry.phase("order"):
                 order = order_points(points, embedded, spec.order, spec.seed, crew)
-        telemetry.counts.update(n=points.shape[0], d=points.shape[1], k=spec.k, threads=crew.threads)
+        wanted = {"k": spec.k} if spec.radius is None else {}
+        telemetry.counts.update(n=points.shape[0], d=points.shape[1], **wanted, threads=crew.threads)
+        if spec.radius is not None:
+            within = find_radius(embedded, spec.radius, spec.metric, max_pairs, crew, telemetry)
+            known = Certificate("tree", str(embedded.dtype))
+            return Graph(within.neighbors, within.distances, None, spec, known, telemetry, offsets=within.offsets)
         if isinstance(spec.metric, Residual):
             rows = np.arange(len(points)) if order is None else order
             followed = _followed(previous, len(points), order, spec)
@@ -164,6 +178,24 @@ def vecchia_graph(
     """
     spec = GraphSpec(kind="vecchia", k=k, metric=_metric(metric), order=order, seed=seed, accuracy=accuracy, gate=gate)
     return build_graph(X, spec, progress=progress, cancel=cancel, threads=threads)
+
+
+def radius_graph(
+    X: Any,
+    radius: float,
+    metric: Metric | str = "euclidean",
+    *,
+    progress: Progress | None = None,
+    cancel: CancelToken | None = None,
+    threads: int | None = None,
+    max_pairs: int = MAX_PAIRS,
+) -> Graph:
+    """Return all other points within `radius` (in the metric's unit, itself included) of every point of X, as flat arrays.
+
+    Arguments as in `GraphSpec` and `build_graph`.
+    """
+    spec = GraphSpec(kind="radius", radius=radius, metric=_metric(metric))
+    return build_graph(X, spec, progress=progress, cancel=cancel, threads=threads, max_pairs=max_pairs)
 
 
 def _followed(

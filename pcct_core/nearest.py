@@ -1,24 +1,29 @@
-"""Nearest neighbors and nearest predecessors: the choice between tree search and dense scan is made here, once."""
+"""Nearest neighbors and predecessors: tree search or dense scan, chosen here, once. And all neighbors within a radius."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pcct_core.build import Tree, build_tree
 from pcct_core.dense import scan_points
+from pcct_core.errors import TooManyPairs
 from pcct_core.parallel import Crew
-from pcct_core.search import Queries, count_groups, search_groups, search_tree
+from pcct_core.points import distances_out, squared_reach
+from pcct_core.search import Queries, count_groups, count_rows, count_within, list_within, search_groups, search_tree
 from pcct_core.simd import LANES
+from pcct_core.spec import Metric
 from pcct_core.telemetry import Telemetry
 from pcct_core.topk import NO_ID
 
 _FIRST_RANKS = 2048  # ranks that share one tree; fewer would not fill the threads
 _SAMPLES = 4  # groups that probe whether boxes separate the points
 _SMALL = 64  # groups; with fewer, probing would cost more than it can save
+_COUNTED = 16  # groups whose rows stand for all when there are too many pairs
+_HALVINGS = 24  # of the interval that holds the largest radius that would fit
 _LOW_DIMENSION = 9  # up to 8 dimensions no measured data set was faster dense
 
 
@@ -124,3 +129,97 @@ def boxes_separate(tree: Tree, queries: Queries, k: int, neighbors: NDArray[np.i
     scans = sum(search_groups(tree, queries, k, start, start + 1, neighbors, distances) for start in starts)
     share = scans / (_SAMPLES * len(tree.ids))
     return bool(share < 0.4 + 5.0 / tree.d)
+
+
+class RadiusNeighbors(NamedTuple):
+    """All points within a radius of each query, row behind row.
+
+    offsets: int64 (m + 1,); row i has neighbors[offsets[i]:offsets[i + 1]], ascending by (distance, index).
+    neighbors: int32 (pairs,). distances: T (pairs,), in the metric's unit.
+    """
+
+    offsets: NDArray[np.int64]
+    neighbors: NDArray[np.int32]
+    distances: NDArray[Any]
+
+
+def find_radius(
+    points: NDArray[Any], radius: float, metric: Metric, max_pairs: int, crew: Crew, telemetry: Telemetry
+) -> RadiusNeighbors:
+    """Return all other points within radius, in the metric's unit, of every embedded point, T (n, d); see `find_within`."""
+    n = points.shape[0]
+    with telemetry.phase("tree"):
+        tree = build_tree(points, crew)
+    queries = Queries(points, tree.ids[:n], np.full(n, NO_ID, np.int32), np.arange(n, dtype=np.int32))
+    return find_within(tree, queries, radius, metric, max_pairs, crew, telemetry)
+
+
+def find_within(
+    tree: Tree, queries: Queries, radius: float, metric: Metric, max_pairs: int, crew: Crew, telemetry: Telemetry
+) -> RadiusNeighbors:
+    """Return all points whose distance in the metric's unit, as it is returned, is at most radius, for every row.
+
+    Every row of queries.points must be asked once. The pairs are counted before memory is taken for them: raises TooManyPairs
+    when they are more than max_pairs.
+    """
+    bound = squared_reach(radius, metric, tree.coords.dtype)
+    with telemetry.phase("count"):
+        offsets = count_within(tree, queries, bound, max_pairs, crew)
+    if offsets is None:
+        raise _too_many(tree, queries, radius, metric, max_pairs, crew)
+    with telemetry.phase("search"):
+        neighbors, distances = list_within(tree, queries, bound, offsets, crew)
+    with telemetry.phase("finish"):
+        crew.run("", len(distances), lambda a, b: distances_out(distances[a:b], metric), grain=1 << 18)
+    telemetry.counts["pairs"] = len(neighbors)
+    return RadiusNeighbors(offsets, neighbors, distances)
+
+
+def _too_many(tree: Tree, queries: Queries, radius: float, metric: Metric, max_pairs: int, crew: Crew) -> TooManyPairs:
+    m = len(queries.rows)
+    pairs = _estimate_pairs(tree, queries, radius, metric, crew)
+    said = (
+        f"radius {radius:g} holds about {pairs:,.0f} pairs, {pairs / m:,.0f} neighbors per row on average; "
+        f"at most {max_pairs:,} pairs are allowed"
+    )
+    fitting = _fitting_radius(tree, queries, radius, metric, max_pairs, crew)
+    if fitting is None:
+        return TooManyPairs(
+            f"{said}, and no smaller radius would fit: drop duplicates, or ask for k neighbors", "radius"
+        )
+    return TooManyPairs(f"{said}; use a radius of about {fitting:.2g} or less", "radius")
+
+
+def _estimate_pairs(tree: Tree, queries: Queries, radius: float, metric: Metric, crew: Crew) -> float:
+    """Return how many pairs there are within radius, judged by a few groups."""
+    groups = count_groups(len(queries.rows))
+    bound = squared_reach(radius, metric, tree.coords.dtype)
+    scratch = np.zeros(len(queries.points) + 1, np.int64)
+    chosen = sorted({groups * i // _COUNTED for i in range(_COUNTED)})
+    counted, rows = 0, 0
+    for group in chosen:
+        crew.check()
+        counted += count_rows(tree, queries, bound, group, group + 1, scratch)
+        rows += min(LANES, len(queries.rows) - group * LANES)
+    return counted / rows * len(queries.rows)
+
+
+def _fitting_radius(
+    tree: Tree, queries: Queries, radius: float, metric: Metric, max_pairs: int, crew: Crew
+) -> float | None:
+    """Return a radius that holds nine tenths of max_pairs or less, by the same judgement; None when there is none."""
+    high = min(radius, _span(tree, metric))
+    low = 0.0
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        fits = _estimate_pairs(tree, queries, middle, metric, crew) <= 0.9 * max_pairs
+        low, high = (middle, high) if fits else (low, middle)
+    return low or None
+
+
+def _span(tree: Tree, metric: Metric) -> float:
+    """Return the length of the diagonal of the points' box, in the metric's unit."""
+    sides = tree.high[: tree.d].astype(np.float64) - tree.low[: tree.d]
+    diagonal = np.array([np.sqrt(np.square(sides).sum())])
+    distances_out(diagonal, metric)
+    return float(diagonal[0])

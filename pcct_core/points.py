@@ -5,7 +5,6 @@ Importable without Numba, so the HTTP process can refuse an array before it cost
 
 from __future__ import annotations
 
-import math
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -74,7 +73,7 @@ def check_request(points: Points, spec: GraphSpec) -> None:
 
 def check_shape(n: int, d: int, spec: GraphSpec) -> None:
     """Raise InvalidSpec when k, the metric's dimension or the lengthscales do not fit n points in d dimensions."""
-    if n < 2:
+    if n < 2 and spec.kind != "radius":
         raise InvalidPoints(f"a neighbor graph needs at least 2 points, this array has {n}")
     if spec.k >= n:
         raise InvalidSpec(f"k is {spec.k} but there are only {n} points; use k ≤ {n - 1}", "k")
@@ -184,10 +183,20 @@ def distances_out(distances: FloatArray, metric: Metric) -> None:
         np.divide(distances, 2.0, out=distances)
 
 
-def distance_in(distance: float, metric: Metric) -> float:
-    """Return the embedded distance that a distance in the metric's unit stands for; the inverse of `distances_out`."""
-    if isinstance(metric, Haversine):
-        return 2.0 * math.sin(min(distance / EARTH_RADIUS_KM, math.pi) / 2.0)
-    if isinstance(metric, Cosine):
-        return math.sqrt(2.0 * distance)
-    return distance
+def squared_reach(radius: float, metric: Metric, dtype: Any) -> Any:
+    """Return the largest squared embedded distance, T, whose distance in the metric's unit is at most `radius`.
+
+    radius: ≥ 0, rounded to dtype (T, float32 or float64), the type of the distances. Comparing squared distances with it
+    is comparing finished distances with the radius, because root and `distances_out` never fall; no distance is above the
+    largest number of T. Found by bisection over the numbers of T, of which the non-negative ones are ordered as their bits are.
+    """
+    largest = np.finfo(dtype).max
+    wanted = np.asarray(min(radius, float(largest)), dtype)
+    low, high = 0, int(largest.view(f"i{largest.itemsize}"))
+    while low < high:
+        middle = (low + high + 1) // 2
+        distance = np.sqrt(np.array([middle], f"i{largest.itemsize}").view(dtype))
+        with np.errstate(over="ignore"):
+            distances_out(distance, metric)
+        low, high = (middle, high) if distance[0] <= wanted else (low, middle - 1)
+    return np.array(low, f"i{largest.itemsize}").view(dtype)[()]

@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 
 from pcct_core.build import DEPTH, Tree, build_tree
 from pcct_core.parallel import Crew
-from pcct_core.simd import LANES, drop_lowest_bit, lowest_bit, reach_box, scan_bucket
-from pcct_core.topk import NO_ID, Front, clear_best, full_best, make_best, open_front, radius_bound, settle, write_rows
+from pcct_core.simd import LANES, count_bits, drop_lowest_bit, lowest_bit, reach_box, scan_bucket
+from pcct_core.topk import NO_ID, Front, clear_best, full_best, make_best, open_front, settle, sort_rows, write_rows
+
+_LONG = 1024  # neighbors of a row that are still collected beside those of 31 others: 384 kB in float64
 
 
 class Queries(NamedTuple):
@@ -47,6 +49,13 @@ class _Group(NamedTuple):
     high: Any
 
 
+class _Beside(NamedTuple):
+    """Neighbors of the queries of a group side by side: number i of query l at i * LANES + l; int32 and T, flat."""
+
+    ids: Any
+    distances: Any
+
+
 class _Walk(NamedTuple):
     """A depth-first walk: waiting nodes, their squared distances to the group's box and to its middle."""
 
@@ -61,27 +70,40 @@ def order_queries(points: NDArray[Any], crew: Crew) -> NDArray[np.int32]:
     return rows
 
 
-def search_radius(
-    tree: Tree, queries: Queries, radius: float, crew: Crew
-) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[Any]]:
-    """Find all points within radius of every asked row, ascending by (distance, index), in CSR form.
+def count_within(tree: Tree, queries: Queries, bound: Any, most: int, crew: Crew) -> NDArray[np.int64] | None:
+    """Count the points within reach of every asked row; None as soon as they are more than `most` altogether.
 
-    Every row of queries.points must be asked once. radius: in T's arithmetic, the radius itself included.
-    Returns indptr int64 (m + 1,), neighbors int32 (nnz,), distances T (nnz,).
+    Every row of queries.points must be asked once. bound: T, largest squared distance.
+    Returns offsets int64 (m + 1,): where the neighbors of each row begin when they stand row behind row.
     """
-    m = queries.points.shape[0]
+    offsets = np.zeros(queries.points.shape[0] + 1, np.int64)
+    counted: list[int] = []
+
+    def count_some(first: int, last: int) -> None:
+        if sum(counted) <= most:
+            counted.append(count_rows(tree, queries, bound, first, last, offsets))
+
+    crew.run("count", count_groups(len(queries.rows)), count_some, grain=4)
+    if sum(counted) > most:
+        return None
+    np.cumsum(offsets, out=offsets)
+    return offsets
+
+
+def list_within(
+    tree: Tree, queries: Queries, bound: Any, offsets: NDArray[np.int64], crew: Crew
+) -> tuple[NDArray[np.int32], NDArray[Any]]:
+    """List the points that `count_within` has counted, each row ascending by (distance, index).
+
+    Returns neighbors int32 (pairs,) and distances T (pairs,), embedded; those of row i are at offsets[i]:offsets[i + 1].
+    """
+    neighbors = np.empty(offsets[-1], np.int32)
+    distances = np.empty(offsets[-1], tree.coords.dtype)
     groups = count_groups(len(queries.rows))
-    bound = tree.coords.dtype.type(radius)
-    indptr = np.zeros(m + 1, np.int64)
-    none = np.empty(0, np.int32), np.empty(0, tree.coords.dtype)
-    crew.run("count", groups, lambda a, b: collect_groups(tree, queries, bound, a, b, indptr, *none), grain=4)
-    np.cumsum(indptr, out=indptr)
-    neighbors = np.empty(indptr[m], np.int32)
-    distances = np.empty(indptr[m], tree.coords.dtype)
     crew.run(
-        "search", groups, lambda a, b: collect_groups(tree, queries, bound, a, b, indptr, neighbors, distances), grain=4
+        "search", groups, lambda a, b: list_rows(tree, queries, bound, a, b, offsets, neighbors, distances), grain=4
     )
-    return indptr, neighbors, distances
+    return neighbors, distances
 
 
 def count_groups(queries: int) -> int:
@@ -274,56 +296,116 @@ def scan_lane(tree, bucket, lane, group, best, squared):
 
 
 @njit(nogil=True, cache=True)
-def collect_groups(tree, queries, radius, first, last, indptr, neighbors, distances):
-    """Count, then collect, all points within radius for the groups [first, last).
+def count_rows(tree, queries, bound, first, last, offsets):
+    """Count all points within reach for the groups [first, last): each row's number goes to offsets[row + 1].
 
-    While neighbors is empty: write each row's count to indptr[row + 1]. Else: indptr holds the offsets; write the row's
-    points there, sorted by (distance, index).
+    bound: T, largest squared distance. A row's own point is always within reach, and is not counted. Returns the sum.
     """
-    group = make_group(tree)
-    walk = make_walk(tree)
-    squared = np.empty(LANES, tree.coords.dtype)
+    total = 0
+    group, walk, squared = make_group(tree), make_walk(tree), np.empty(LANES, tree.coords.dtype)
+    counts = np.empty(LANES, np.int64)
     bounds = np.empty(LANES, tree.coords.dtype)
+    front = Front(bound, bound, NO_ID)
     for number in range(first, last):
         lanes, highest = load_group(group, queries, number)
-        bounds[:lanes] = radius_bound(radius, squared)
+        bounds[:lanes] = bound
         bounds[lanes:] = -1
-        front = Front(bounds[0], radius + radius, NO_ID)
-        counts = np.zeros(LANES, np.int64)
+        for lane in range(LANES):
+            counts[lane] = -1 if group.itself[lane] >= 0 else 0
         waiting, node = next_bucket(tree, walk, start_walk(walk), group, front, highest)
         while node >= 0:
-            collect_node(tree, node, group, radius, bounds, squared, counts, indptr, neighbors, distances)
+            active = reach_box(group.coords, bounds, tree.low, tree.high, node, tree.d)
+            while active != 0:
+                lane = lowest_bit(active)
+                active = drop_lowest_bit(active)
+                counts[lane] += count_bits(scan_within(tree, node, lane, group, bound, squared))
             waiting, node = next_bucket(tree, walk, waiting, group, front, highest)
         for lane in range(lanes):
-            row = group.rows[lane]
-            if neighbors.shape[0] == 0:
-                indptr[row + 1] = counts[lane]
-            else:
-                sort_pairs(neighbors[indptr[row] : indptr[row + 1]], distances[indptr[row] : indptr[row + 1]])
+            offsets[group.rows[lane] + 1] = counts[lane]
+            total += counts[lane]
+    return total
+
+
+@njit(nogil=True, cache=True)
+def list_rows(tree, queries, bound, first, last, offsets, neighbors, distances):
+    """Write all points within reach for the groups [first, last), each row to its place and sorted by (distance, index).
+
+    The rows of a group are collected side by side and sorted together; long ones, which would take much memory so, in place.
+    """
+    group, walk, squared = make_group(tree), make_walk(tree), np.empty(LANES, tree.coords.dtype)
+    beside = _Beside(np.empty(_LONG * LANES, np.int32), np.empty(_LONG * LANES, tree.coords.dtype))
+    ends = np.empty(LANES, np.int64)
+    bounds = np.empty(LANES, tree.coords.dtype)
+    front = Front(bound, bound, NO_ID)
+    for number in range(first, last):
+        lanes, highest = load_group(group, queries, number)
+        bounds[:lanes] = bound
+        bounds[lanes:] = -1
+        longest = longest_row(group, lanes, offsets)
+        together = longest <= _LONG
+        step = LANES if together else 1
+        for lane in range(lanes):
+            ends[lane] = lane if together else offsets[group.rows[lane]]
+        ids, found = (beside.ids, beside.distances) if together else (neighbors, distances)
+        waiting, node = next_bucket(tree, walk, start_walk(walk), group, front, highest)
+        while node >= 0:
+            active = reach_box(group.coords, bounds, tree.low, tree.high, node, tree.d)
+            while active != 0:
+                lane = lowest_bit(active)
+                active = drop_lowest_bit(active)
+                near = scan_within(tree, node, lane, group, bound, squared)
+                while near != 0:
+                    place = lowest_bit(near)
+                    near = drop_lowest_bit(near)
+                    index = tree.ids[tree.bucket[node] * LANES + place]
+                    if index != group.itself[lane]:
+                        ids[ends[lane]] = index
+                        found[ends[lane]] = np.sqrt(squared[place])
+                        ends[lane] += step
+            waiting, node = next_bucket(tree, walk, waiting, group, front, highest)
+        if together:
+            write_sorted(beside, longest, lanes, group.rows, offsets, neighbors, distances)
+        else:
+            for lane in range(lanes):
+                start = offsets[group.rows[lane]]
+                sort_pairs(neighbors[start : ends[lane]], distances[start : ends[lane]])
 
 
 @njit(nogil=True)
-def collect_node(tree, node, group, radius, bounds, squared, counts, indptr, neighbors, distances):
-    """Count the leaf's points within radius of each query, and write them if there is room made for them."""
+def scan_within(tree, node, lane, group, bound, squared):
+    """Return the bits of the leaf's points within reach of one query; squared: T (LANES), receives all distances."""
     first = tree.bucket[node] * LANES
-    active = reach_box(group.coords, bounds, tree.low, tree.high, node, tree.d)
-    while active != 0:
-        lane = lowest_bit(active)
-        active = drop_lowest_bit(active)
-        limit, bound = group.limit[lane], bounds[lane]
-        near = scan_bucket(
-            tree.coords, first * tree.d, tree.d, group.coords, lane, tree.ids, first, limit, bound, squared
-        )
-        while near != 0:
-            place = lowest_bit(near)
-            near = drop_lowest_bit(near)
-            index, distance = tree.ids[first + place], np.sqrt(squared[place])
-            if distance <= radius and index != group.itself[lane]:
-                if neighbors.shape[0] > 0:
-                    at = indptr[group.rows[lane]] + counts[lane]
-                    neighbors[at] = index
-                    distances[at] = distance
-                counts[lane] += 1
+    limit = group.limit[lane]
+    return scan_bucket(tree.coords, first * tree.d, tree.d, group.coords, lane, tree.ids, first, limit, bound, squared)
+
+
+@njit(nogil=True)
+def longest_row(group, lanes, offsets):
+    """Return the most neighbors that a query of the group has."""
+    longest = 0
+    for lane in range(lanes):
+        row = group.rows[lane]
+        longest = max(longest, offsets[row + 1] - offsets[row])
+    return longest
+
+
+@njit(nogil=True)
+def write_sorted(beside, longest, lanes, rows, offsets, neighbors, distances):
+    """Sort what the first `lanes` queries have collected side by side, and write it to their places."""
+    size = 1
+    while size < longest:
+        size *= 2
+    for lane in range(LANES):
+        filled = offsets[rows[lane] + 1] - offsets[rows[lane]] if lane < lanes else 0
+        for at in range(filled * LANES + lane, size * LANES, LANES):
+            beside.distances[at] = np.inf
+            beside.ids[at] = NO_ID
+    sort_rows(beside.distances, beside.ids, 0, size)
+    for lane in range(lanes):
+        start = offsets[rows[lane]]
+        for i in range(offsets[rows[lane] + 1] - start):
+            neighbors[start + i] = beside.ids[i * LANES + lane]
+            distances[start + i] = beside.distances[i * LANES + lane]
 
 
 @njit(nogil=True)

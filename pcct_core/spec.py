@@ -12,20 +12,23 @@ import operator
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from typing import Any, ClassVar, Literal, TypeAlias
 
 from pcct_core.errors import InvalidSpec
 
-Kind: TypeAlias = Literal["knn", "vecchia"]
+Kind: TypeAlias = Literal["knn", "vecchia", "radius"]
 Gate: TypeAlias = Literal["auto", "lookup", "off"]
 Order: TypeAlias = Literal["maximin", "hilbert", "random", "coordinate", "given"]
 
-KINDS: tuple[Kind, ...] = ("knn", "vecchia")
+KINDS: tuple[Kind, ...] = ("knn", "vecchia", "radius")
 ORDERS: tuple[Order, ...] = ("maximin", "hilbert", "random", "coordinate", "given")
 
 INDUCING_METHODS = ("maximin", "random")
 GATES: tuple[Gate, ...] = ("auto", "lookup", "off")
 
+DEFAULT_K = 30
+MAX_PAIRS = 1 << 30  # of a radius graph, unless told otherwise: 12 GiB of neighbors and distances in float64
 MAX_SEED = 2**63 - 1
 MAX_COUNT = 2**31 - 1
 _SHA256 = re.compile("[0-9a-f]{64}")
@@ -247,30 +250,38 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class GraphSpec:
-    """A wanted graph: kind, number of neighbors, metric, and for Vecchia graphs the order.
+    """A wanted graph: kind, number of neighbors or radius, metric, and for Vecchia graphs the order.
 
-    kind:     "knn" (each row lists its k nearest other points) or "vecchia" (the k nearest among earlier ranks).
-    k:        neighbors per row, 1 ≤ k < n.
+    kind:     "knn" (each row lists its k nearest other points), "vecchia" (the k nearest among earlier ranks) or "radius"
+              (all other points within a radius).
+    k:        neighbors per row, 1 ≤ k < n; 0 in the specification of a radius graph, which takes none.
     metric:   `Euclidean`, `Haversine`, `Cosine` or `Residual`.
     order:    Vecchia only: "maximin", "hilbert", "random", "coordinate" or "given" (the rows as they come).
     seed:     seeds the random order; no other order reads it.
     accuracy: "exact", or for the residual metric an `Accuracy` (or its recall alone), which is its default; graphs under
               the other metrics are always exact.
     gate:     residual metric only: "auto" learns a gate or reuses one, "lookup" only reuses one, "off" scans all pairs.
+    radius:   radius graphs only: largest distance of a neighbor, itself included, in the metric's unit; ≥ 0.
     """
 
     kind: Kind = "knn"
-    k: int = 30
+    k: int = DEFAULT_K
     metric: Metric = field(default_factory=Euclidean)
     order: Order = "maximin"
     seed: int = 0
     accuracy: Accuracy | Literal["exact"] | float | None = None
     gate: Gate = "auto"
+    radius: float | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise InvalidSpec(f"kind is {self.kind!r}; use one of {', '.join(KINDS)}", "kind")
-        object.__setattr__(self, "k", _whole(self.k, 1, MAX_COUNT, "k"))
+        if self.kind == "radius":
+            self._check_radius()
+        elif self.radius is not None:
+            raise InvalidSpec(f"a {self.kind} graph has no radius; leave it out, or use the kind 'radius'", "radius")
+        else:
+            object.__setattr__(self, "k", _whole(self.k, 1, MAX_COUNT, "k"))
         if self.order not in ORDERS:
             raise InvalidSpec(f"order is {self.order!r}; use one of {', '.join(ORDERS)}", "order")
         object.__setattr__(self, "seed", _whole(self.seed, 0, MAX_SEED, "seed"))
@@ -279,6 +290,18 @@ class GraphSpec:
         if self.gate != "auto" and not isinstance(self.metric, Residual):
             raise InvalidSpec("only the residual metric has a gate; leave it out", "gate")
         object.__setattr__(self, "accuracy", self._accuracy())
+
+    def _check_radius(self) -> None:
+        if self.k not in (0, DEFAULT_K):
+            raise InvalidSpec("a radius graph lists all points within its radius; leave out k", "k")
+        if isinstance(self.metric, Residual):
+            raise InvalidSpec(
+                "the residual metric has no radius graph: almost all points are nearly 1 apart there; "
+                "use 'euclidean' with the kernel's lengthscale, or the kind 'knn'",
+                "metric.type",
+            )
+        object.__setattr__(self, "k", 0)
+        object.__setattr__(self, "radius", read_radius(self.radius))
 
     def _accuracy(self) -> Accuracy | Literal["exact"]:
         wanted: Any = self.accuracy
@@ -305,8 +328,10 @@ class GraphSpec:
         """
         if not isinstance(data, Mapping):
             raise InvalidSpec("the specification must be a JSON object such as {'kind': 'knn', 'k': 30}", "spec")
-        known = {"kind", "k", "metric", "order", "seed", "accuracy", "gate"}
+        known = {"kind", "k", "radius", "metric", "order", "seed", "accuracy", "gate"}
         _refuse_unknown(data, known, "")
+        if data.get("kind") == "radius" and "k" in data:
+            raise InvalidSpec("a radius graph lists all points within its radius; leave out k", "k")
         fields = {name: data[name] for name in known if name in data and name not in ("metric", "accuracy")}
         if "metric" in data:
             fields["metric"] = metric_from_json(data["metric"])
@@ -316,7 +341,11 @@ class GraphSpec:
 
     def to_json(self) -> dict[str, Any]:
         """Return the normal form: every field that the graph depends on, and no other."""
-        out: dict[str, Any] = {"kind": self.kind, "k": self.k, "metric": self.metric.to_json()}
+        out: dict[str, Any] = {"kind": self.kind, "metric": self.metric.to_json()}
+        if self.kind == "radius":
+            out["radius"] = self.radius
+        else:
+            out["k"] = self.k
         if self.kind == "vecchia":
             out["order"] = self.order
             if self.order == "random":
@@ -450,6 +479,20 @@ def _whole(value: Any, least: int, most: int, name: str) -> int:
         upper = "at least 1" if most == MAX_COUNT else "from 0 to 2^63 - 1"
         raise InvalidSpec(f"{name} is {value!r}; use a whole number {upper}", name)
     return number
+
+
+def read_radius(value: object) -> float:
+    """Return a radius as a float, finite and at least 0; raises InvalidSpec for anything else."""
+    fix = "use a finite number of at least 0, in the unit of the metric"
+    if value is None:
+        raise InvalidSpec(f"radius is missing; {fix}", "radius")
+    try:
+        radius = math.nan if isinstance(value, bool) or not isinstance(value, Real) else float(value)
+    except OverflowError:
+        radius = math.inf
+    if not 0.0 <= radius < math.inf:
+        raise InvalidSpec(f"radius is {str(value)[:40]}; {fix}", "radius")
+    return radius + 0.0  # -0.0 is the same radius, and gets the same bytes
 
 
 def _lengthscale(value: object) -> float | tuple[float, ...] | None:

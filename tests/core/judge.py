@@ -10,6 +10,10 @@ def check_graph(graph, X):
     """Assert that the graph of X, a float32 or float64 array, is what brute force finds for the graph's specification."""
     spec = graph.spec
     embedded = expected_embedding(X, spec.metric)
+    if spec.kind == "radius":
+        check_radius_graph(graph, embedded)
+        return
+    assert graph.offsets is None
     if spec.kind == "knn":
         assert graph.order is None
         neighbors, distances = naive.knn(embedded, spec.k)
@@ -18,6 +22,19 @@ def check_graph(graph, X):
         neighbors, distances = naive.vecchia(embedded[graph.order], spec.k)
     same_bytes(graph.neighbors, neighbors)
     same_bytes(graph.distances, expected_unit(distances, spec.metric))
+
+
+def check_radius_graph(graph, embedded):
+    """Assert that every row lists all points but itself whose finished distance is at most the radius."""
+    assert graph.order is None
+    every = naive.radius(embedded, embedded, np.inf)
+    rows = np.repeat(np.arange(len(embedded)), np.diff(every[0]))
+    distances = expected_unit(every[2], graph.spec.metric)
+    kept = (distances <= graph.spec.radius) & (every[1] != rows)
+    counts = np.bincount(rows[kept], minlength=len(embedded))
+    same_bytes(graph.offsets, np.cumsum([0, *counts], dtype=np.int64))
+    same_bytes(graph.neighbors, every[1][kept])
+    same_bytes(graph.distances, distances[kept])
 
 
 def check_order(order, X, embedded, spec):

@@ -43,7 +43,7 @@ class TestAnswers:
         for row in range(len(X)):
             others = neighbors[starts[row] : starts[row + 1]]
             np.testing.assert_array_equal(
-                found.neighbors[found.indptr[row] : found.indptr[row + 1]], others[others != row]
+                found.neighbors[found.offsets[row] : found.offsets[row + 1]], others[others != row]
             )
 
 

@@ -1,5 +1,3 @@
-import math
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -13,9 +11,9 @@ from pcct_core.points import (
     check_metric,
     check_request,
     check_shape,
-    distance_in,
     distances_out,
     embed,
+    squared_reach,
 )
 from pcct_core.spec import Cosine, Euclidean, GraphSpec, Haversine
 from tests import naive
@@ -237,14 +235,28 @@ def test_distances_out_keeps_what_is_missing(metric):
     assert distances[3] == np.inf
 
 
-@given(st.floats(0, 2))
-def test_distance_in_undoes_distances_out(chord):
-    for metric in (Euclidean(3.0), Haversine(), Cosine()):
-        distance = np.array([chord])
-        distances_out(distance, metric)
-        assert math.isclose(distance_in(float(distance[0]), metric), chord, rel_tol=1e-7, abs_tol=1e-150)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("metric", [Euclidean(3.0), Haversine(), Cosine()])
+class TestSquaredReach:
+    @given(chord=st.floats(0, 2), beside=st.sampled_from([-1, 0, 1]))
+    def test_squared_reach_is_the_last_square_whose_distance_is_within(self, metric, dtype, chord, beside):
+        def distance(squared):
+            found = np.sqrt(np.array([squared], dtype))
+            distances_out(found, metric)
+            return found[0]
+
+        radius = max(0.0, float(np.nextafter(distance(chord * chord), dtype(9e9 * beside), dtype=dtype)))
+        reach = squared_reach(radius, metric, np.dtype(dtype))
+        assert reach.dtype == dtype
+        assert distance(reach) <= dtype(radius)
+        beyond = np.nextafter(reach, dtype(np.inf))
+        assert distance(beyond) > dtype(radius) or distance(dtype(4)) <= dtype(radius)
+
+    def test_squared_reach_of_nothing_and_of_everything(self, metric, dtype):
+        assert squared_reach(0.0, metric, dtype) >= 0
+        assert squared_reach(1e308, metric, dtype) >= 4
 
 
-def test_distance_in_reaches_around_the_whole_sphere():
-    half = math.pi * EARTH_RADIUS_KM
-    assert distance_in(half, Haversine()) == distance_in(9 * half, Haversine()) == 2.0
+def test_squared_reach_goes_around_the_whole_sphere():
+    half = float(np.pi * EARTH_RADIUS_KM)
+    assert squared_reach(half, Haversine(), np.float64) == np.finfo(np.float64).max

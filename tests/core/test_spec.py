@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pcct_core.errors import InvalidSpec
-from pcct_core.spec import KINDS, MAX_SEED, ORDERS, Cosine, Euclidean, GraphSpec, Haversine, metric_from_json
+from pcct_core.spec import MAX_SEED, ORDERS, Cosine, Euclidean, GraphSpec, Haversine, metric_from_json
 
 POSITIVE = st.floats(1e-300, 1e300)
 METRICS = st.one_of(
@@ -20,13 +20,21 @@ METRICS = st.one_of(
     st.lists(POSITIVE, min_size=1, max_size=4).map(Euclidean),
 )
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
-GRAPH_SPECS = st.builds(
-    GraphSpec,
-    kind=st.sampled_from(KINDS),
-    k=st.integers(1, 2**31 - 1),
-    metric=METRICS,
-    order=st.sampled_from(ORDERS),
-    seed=st.integers(0, MAX_SEED),
+GRAPH_SPECS = st.one_of(
+    st.builds(
+        GraphSpec,
+        kind=st.sampled_from(("knn", "vecchia")),
+        k=st.integers(1, 2**31 - 1),
+        metric=METRICS,
+        order=st.sampled_from(ORDERS),
+        seed=st.integers(0, MAX_SEED),
+    ),
+    st.builds(
+        GraphSpec,
+        kind=st.just("radius"),
+        metric=METRICS,
+        radius=st.floats(0, allow_infinity=False) | st.integers(0, 10**9),
+    ),
 )
 
 
@@ -62,6 +70,9 @@ def test_canonical_bytes_are_fixed():
         b'{"accuracy":"exact","k":5,"kind":"vecchia","metric":{"lengthscale":[0.5,2.0],"type":"euclidean"},'
         b'"order":"random","seed":7}'
     )
+    assert GraphSpec("radius", radius=2).canonical() == (
+        b'{"accuracy":"exact","kind":"radius","metric":{"type":"euclidean"},"radius":2.0}'
+    )
 
 
 @pytest.mark.parametrize(
@@ -74,6 +85,8 @@ def test_canonical_bytes_are_fixed():
         [{"metric": {"type": "euclidean", "lengthscale": value}} for value in (2, 2.0)],
         [{"metric": {"type": "euclidean", "lengthscale": value}} for value in ([1, 2], (1.0, 2.0))],
         [{"metric": "cosine"}, {"metric": {"type": "cosine"}}],
+        [{"kind": "radius", "radius": value} for value in (0, 0.0, -0.0)],
+        [{"kind": "radius", "radius": 3, **other} for other in ({}, {"order": "random", "seed": 4})],
     ],
 )
 def test_canonical_is_one_for_specifications_that_ask_for_the_same(group):
@@ -93,6 +106,9 @@ def test_canonical_differs_for_specifications_that_ask_for_different_graphs():
         {"kind": "vecchia"},
         vecchia,
         {**vecchia, "seed": 1},
+        {"kind": "radius", "radius": 1},
+        {"kind": "radius", "radius": 2},
+        {"kind": "radius", "radius": 1, "metric": "cosine"},
     ]
     assert len({GraphSpec.from_json(each).canonical() for each in different}) == len(different)
 
@@ -112,6 +128,17 @@ REFUSALS = [
     *(({"accuracy": accuracy}, "accuracy") for accuracy in ("approximate", 0.9, None)),
     *(({"metric": metric}, "metric") for metric in (None, 3, [], {}, {"lengthscale": 1})),
     *(({"metric": metric}, "metric.type") for metric in ("manhattan", {"type": "l1"}, {"type": None}, {"type": []})),
+    ({"kind": "radius"}, "radius"),
+    *(
+        ({"kind": "radius", "radius": radius}, "radius")
+        for radius in (-1, -1e-300, math.inf, -math.inf, math.nan, "1", True, None, [1], {}, 10**400)
+    ),
+    *(({"kind": "radius", "radius": 1, "k": k}, "k") for k in (30, 0, None)),
+    *(({"kind": kind, "radius": 1}, "radius") for kind in ("knn", "vecchia")),
+    ({"radius": 1}, "radius"),
+    ({"kind": "radius", "radius": 1, "metric": {"type": "residual", "kernel": "rbf"}}, "metric.type"),
+    ({"kind": "radius", "radius": 1, "accuracy": 0.9}, "accuracy"),
+    ({"kind": "radius", "radius": 1, "gate": "off"}, "gate"),
     ({"metric": {"type": "haversine", "radius": 1}}, "metric.radius"),
     ({"metric": {"type": "cosine", "lengthscale": 1}}, "metric.lengthscale"),
     ({"metric": {"type": "euclidean", "scale": 1}}, "metric.scale"),
@@ -152,6 +179,14 @@ def test_graph_spec_takes_whole_numbers_of_numpy():
     for refused in (np.float64(5), np.bool_(True), np.array([5])):
         with pytest.raises(InvalidSpec):
             GraphSpec(k=refused)
+
+
+def test_graph_spec_takes_a_radius_of_numpy_and_no_k():
+    assert GraphSpec("radius", radius=np.float32(0.5)) == GraphSpec("radius", radius=0.5)
+    assert GraphSpec("radius", radius=np.int64(2)).radius == 2.0
+    for fields in ({"radius": np.bool_(True)}, {"radius": np.array([1.0])}, {"radius": 1.0, "k": 5}):
+        with pytest.raises(InvalidSpec):
+            GraphSpec("radius", **fields)
 
 
 def test_metric_from_json_reads_names_and_objects():
