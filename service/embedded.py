@@ -154,6 +154,8 @@ class EmbeddedStore:
             "appendonly": "yes",
             "appendfsync": "everysec",
             "aof-use-rdb-preamble": "yes",
+            # Arrays come in hundreds of megabytes at a time; below this a rewrite would write each of them twice.
+            "auto-aof-rewrite-min-size": "1gb",
             "save": "",
             "daemonize": "no",
             "loglevel": "notice",

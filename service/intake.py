@@ -142,6 +142,7 @@ class _Arrival:
         self._purpose = purpose
         self._layout: Layout | None = None
         self._digest = hashlib.sha256()
+        self._hashing: asyncio.Future[None] | None = None
         self._rows = 0
         self._faults: dict[str, Any] = {}
 
@@ -161,13 +162,20 @@ class _Arrival:
         check_finite(rows, self._rows)
         self._note_faults(rows)
         data = memoryview(cast(Any, rows)).cast("B")
-        self._digest.update(data)
         self._rows += rows.shape[0]
+        await self._hashed()
+        self._hashing = asyncio.get_running_loop().run_in_executor(None, self._digest.update, data)
         await self._upload.write(data)
 
     async def commit(self) -> tuple[Dataset, bool]:
         """Make what has come a dataset, named by its content."""
+        await self._hashed()
         return await self._upload.commit(self._digest.hexdigest(), {"faults": self._faults})
+
+    async def _hashed(self) -> None:
+        """Return when all rows before are in the digest; a thread takes them while others arrive."""
+        if self._hashing is not None:
+            await self._hashing
 
     async def _open(self, layout: Layout | None) -> None:
         assert layout is not None  # noqa: S101  (decoders know it before they give rows)

@@ -185,6 +185,8 @@ class _RowDecoder:
         self._layout = layout
         self._received = 0
         self._pending = bytearray()
+        row_bytes = layout.d * layout.dtype.itemsize
+        self._block_bytes = max(1, _BLOCK_BYTES // row_bytes) * row_bytes
         if content_length is not None:
             self._judge_length(content_length - header_bytes)
 
@@ -195,19 +197,23 @@ class _RowDecoder:
         self._pending += piece
         if self._layout.fortran:
             return
-        if len(self._pending) >= _BLOCK_BYTES or self._received == self._layout.data_bytes:
-            row_bytes = self._layout.d * self._layout.dtype.itemsize
-            whole = len(self._pending) // row_bytes * row_bytes
-            block = bytes(memoryview(self._pending)[:whole])
-            del self._pending[:whole]
-            if block:
-                yield self._canonical(np.frombuffer(block, self._layout.dtype).reshape(-1, self._layout.d))
+        while len(self._pending) >= self._block_bytes:
+            yield self._take(self._block_bytes)
+        if self._received == self._layout.data_bytes and self._pending:
+            yield self._take(len(self._pending))
+
+    def _take(self, size: int) -> Points:
+        """Return the first rows of what is pending, without a copy of them."""
+        block, self._pending = self._pending, self._pending[size:]
+        return self._canonical(
+            np.frombuffer(block, self._layout.dtype, size // self._layout.dtype.itemsize).reshape(-1, self._layout.d)
+        )
 
     def finish(self) -> Iterator[Points]:
         self._judge_length(self._received)
         if self._layout.fortran:
             rows = np.frombuffer(self._pending, self._layout.dtype).reshape(self._layout.d, self._layout.n).T
-            step = max(1, _BLOCK_BYTES // (self._layout.d * self._layout.dtype.itemsize))
+            step = self._block_bytes // (self._layout.d * self._layout.dtype.itemsize)
             for start in range(0, self._layout.n, step):
                 yield self._canonical(rows[start : start + step])
 

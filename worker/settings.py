@@ -44,10 +44,10 @@ class SharedSettings(BaseSettings):
         description="Directory of the embedded store's files. Default: $XDG_DATA_HOME/pcct or ~/.local/share/pcct.",
     )
     chunk_bytes: int = Field(
-        default=4 << 20,
+        default=1 << 20,
         ge=1 << 10,
         le=256 << 20,
-        description="Largest stored piece of an array, bytes. Default: 4 MiB.",
+        description="Largest stored piece of an array, bytes. Default: 1 MiB.",
     )
     queue: str = Field(default="interactive", pattern="^[a-z0-9-]+$", description="Name of the queue of graphs.")
     refresh_queue: str = Field(default="refresh", pattern="^[a-z0-9-]+$", description="Name of the queue of tracks.")

@@ -13,6 +13,7 @@ import json
 import secrets
 import time
 import zlib
+from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass, field
@@ -40,6 +41,7 @@ TERMINAL: frozenset[State] = frozenset({"ready", "failed", "cancelled"})
 ARRAY_NAMES = ("neighbors", "distances", "order")
 
 _CRC_BYTES = 4
+_MOST_STORING = 3  # chunks of one upload: the store writes one down while the next is sent and one more is summed
 _RECHECK_S = 2.0  # a waiter looks for itself this often, should a notification be lost with a connection
 
 
@@ -464,7 +466,7 @@ class Store:
     """
 
     def __init__(
-        self, redis: Redis, *, chunk_bytes: int = 4 << 20, staging_ttl_s: int = 600, stale_run_s: float = 60.0
+        self, redis: Redis, *, chunk_bytes: int = 1 << 20, staging_ttl_s: int = 600, stale_run_s: float = 60.0
     ) -> None:
         self._redis = redis
         self._chunk_bytes = chunk_bytes
@@ -819,8 +821,9 @@ class Store:
 
     async def _put_chunk(self, staged: str, name: str, payload: memoryview) -> None:
         """Store one chunk and renew the expiry of what is staged."""
+        sealed = await asyncio.get_running_loop().run_in_executor(None, _sealed, payload)
         async with self._redis.pipeline(transaction=False) as pipe:
-            pipe.hset(staged, name, zlib.crc32(payload).to_bytes(_CRC_BYTES, "little") + payload)
+            pipe.hset(staged, name, sealed)
             pipe.expire(staged, self._staging_ttl_s)
             await pipe.execute()
 
@@ -845,7 +848,7 @@ class Store:
 
 
 class Upload:
-    """One point array on its way into the store; holds at most about two chunks in memory.
+    """One point array on its way into the store: a chunk fills while a few before it are being stored, no more are held.
 
     async with store.upload(n, d, "float64") as upload:
         await upload.write(data)                      # C-order little-endian bytes, in pieces of any size
@@ -859,6 +862,7 @@ class Upload:
         self._chunk = _rows_per_chunk(store._chunk_bytes, self._row_bytes) * self._row_bytes
         self._staged = Keys.staging(secrets.token_hex(16))
         self._buffer = bytearray()
+        self._storing: deque[asyncio.Task[None]] = deque()
         self._count = 0
         self._received = 0
         self._committed = False
@@ -870,22 +874,23 @@ class Upload:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if not self._committed and self._count:
-            # An upload is often left because the store is away; its expiry then removes what was staged.
-            with suppress(RedisError):
-                await asyncio.shield(cast(Any, self._store._redis.unlink(self._staged)))
+            await asyncio.shield(self._remove())
 
     async def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Append bytes of the array's data; stores whole chunks as they fill."""
+        """Append bytes of the array's data, which may not change afterwards; stores whole chunks as they fill."""
         view = memoryview(data).cast("B")
         self._received += len(view)
         if self._received > self._n * self._row_bytes:
             raise ValueError(f"more than the {self._n * self._row_bytes} bytes of the announced array were written")
         while len(view):
             taken = view[: self._chunk - len(self._buffer)]
-            self._buffer += taken
             view = view[len(taken) :]
+            if len(taken) == self._chunk:
+                await self._flush(taken)
+                continue
+            self._buffer += taken
             if len(self._buffer) == self._chunk:
-                await self._flush()
+                await self._flush(self._take_buffer())
 
     async def commit(self, id: str, facts: Mapping[str, Any] | None = None) -> tuple[Dataset, bool]:
         """Make the array the dataset `id`; return it, and False when it was there already.
@@ -896,7 +901,8 @@ class Upload:
         if self._received != size:
             raise ValueError(f"{self._received} of the announced {size} bytes were written")
         if self._buffer:
-            await self._flush()
+            await self._flush(self._take_buffer())
+        await self._stored()
         dataset = Dataset(id, self._n, self._d, self._dtype, size, dict(facts or {}))
         fields = {
             "n": str(dataset.n),
@@ -912,10 +918,28 @@ class Upload:
         self._committed = True
         return dataset, bool(created)
 
-    async def _flush(self) -> None:
+    async def _remove(self) -> None:
+        """Remove what was staged, behind what is still on its way."""
+        await asyncio.gather(*self._storing, return_exceptions=True)
+        # An upload is often left because the store is away; its expiry then removes what was staged.
+        with suppress(RedisError):
+            await cast(Any, self._store._redis.unlink(self._staged))
+
+    def _take_buffer(self) -> memoryview:
         chunk, self._buffer = self._buffer, bytearray()
+        return memoryview(chunk)
+
+    async def _flush(self, chunk: memoryview) -> None:
+        """Begin to store a chunk, once few enough are on their way; the caller may not change it any more."""
+        await self._stored(_MOST_STORING - 1)
         self._count += 1
-        await self._store._put_chunk(self._staged, str(self._count - 1), memoryview(chunk))
+        put = self._store._put_chunk(self._staged, str(self._count - 1), chunk)
+        self._storing.append(asyncio.create_task(put, name="pcct upload"))
+
+    async def _stored(self, left: int = 0) -> None:
+        """Return when at most so many chunks are still on their way."""
+        while len(self._storing) > left:
+            await self._storing.popleft()
 
 
 class _Watch:
@@ -1008,6 +1032,11 @@ def _record(id: str, fields: Mapping[str, str]) -> GraphRecord:
         attempts=int(fields["attempts"]),
         arrays=arrays,
     )
+
+
+def _sealed(payload: memoryview) -> bytes:
+    """Return a chunk as it is stored."""
+    return zlib.crc32(payload).to_bytes(_CRC_BYTES, "little") + payload
 
 
 def _checked(raw: bytes | None, size: int) -> memoryview | None:
