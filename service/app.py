@@ -13,6 +13,7 @@ from service.problems import PROBLEM_ANSWERS, install_problems
 from service.request_ids import RequestIds
 from service.routes import datasets, graphs, health, metrics, oneshot, problems, queries, tracks
 from service.settings import ServiceSettings
+from service.traffic import Traffic, Watched
 
 _DESCRIPTION = """Exact neighbor graphs for Gaussian processes.
 
@@ -26,9 +27,11 @@ request's own or a new one, which is in every line of the log, the worker's too.
 def create_app(settings: ServiceSettings) -> FastAPI:
     """Return the application; it starts without the store and answers 503 until the store is there."""
 
+    traffic = Traffic()
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        backend = Backend.from_settings(settings)
+        backend = Backend.from_settings(settings, traffic)
         app.state.backend = backend
         try:
             yield
@@ -40,5 +43,5 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     app.add_middleware(CompressJson)
     for module in (datasets, queries, graphs, tracks, oneshot, health, metrics, problems):
         app.include_router(module.router)
-    app.middleware_stack = RequestIds(app.build_middleware_stack())
+    app.middleware_stack = RequestIds(Watched(app.build_middleware_stack(), app, traffic))
     return app

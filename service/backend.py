@@ -11,6 +11,7 @@ from fastapi import Depends, Request
 
 from service.problems import GraphDeleted
 from service.settings import ServiceSettings
+from service.traffic import Traffic
 from service.waiting import wait_unless
 from worker.query import Wish
 from worker.store import TERMINAL, GraphRecord, Store
@@ -22,7 +23,7 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True)
 class Backend:
-    """Settings, store, queue and tracks; nothing here connects before it is used.
+    """Settings, store, queue, tracks and counts; nothing here connects before it is used.
 
     queue: jobs of graphs that somebody waits for. refreshes: jobs that follow tracks.
     stopping: set when the process stops; whatever waits for somebody else then answers with what there is.
@@ -33,14 +34,15 @@ class Backend:
     queue: Queue
     refreshes: Queue
     tracks: Tracks
+    traffic: Traffic
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
     @classmethod
-    def from_settings(cls, settings: ServiceSettings) -> Backend:
+    def from_settings(cls, settings: ServiceSettings, traffic: Traffic) -> Backend:
         """Return a backend with connections of its own."""
         store, queue = Store.from_settings(settings), Queue.from_settings(settings)
         refreshes = Queue.refresh_from_settings(settings)
-        return cls(settings, store, queue, refreshes, Tracks(store, refreshes, queue))
+        return cls(settings, store, queue, refreshes, Tracks(store, refreshes, queue), traffic)
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -51,6 +53,7 @@ class Backend:
     async def ask_graph(self, dataset_id: str, spec: Wish) -> GraphRecord:
         """Ask for a graph and queue its job if it needs one; raises UnknownDataset."""
         record, wanted = await self.store.request_graph(dataset_id, spec)
+        self.traffic.count_graph(record.state == "ready")
         if wanted:
             await self.queue.submit(record)
             _log.info("graph queued", graph=record.id[:12])

@@ -53,7 +53,7 @@ def run_api(
         app,
         log_config=None,
         log_level=settings.log_level if settings.log_level != "info" else "warning",
-        access_log=settings.log_level == "debug",
+        access_log=False,  # `traffic` writes those lines
         timeout_graceful_shutdown=_CLOSE_S,
     )
     Server(config, app).run(sockets=[listener])

@@ -1,13 +1,16 @@
 """One log for every process of ours: plain lines or JSON on standard error, libraries included.
 
 What is done for one request says so in each of its lines, by `request_id`, from the API into the worker that builds.
+Nothing here logs a password or a key; lines of libraries may, so each line is searched for them before it is written.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from contextlib import AbstractContextManager
+from typing import Any
 
 import structlog
 from structlog.contextvars import bind_contextvars, bound_contextvars, get_contextvars
@@ -16,6 +19,14 @@ from worker.settings import SharedSettings
 
 _QUEUE = "docket"
 _REQUEST_ID = "request_id"
+
+# The password of a URL; what an Authorization header or a redis AUTH carries; one of our keys.
+_SECRETS = (
+    (re.compile(r"(\w://[^\s/:@'\"]*:)[^\s/@'\"]+(?=@)"), r"\1…"),
+    (re.compile(r"(?i)(\b(?:bearer|basic)\s+)[\w.~+/=-]{8,}"), r"\1…"),
+    (re.compile(r"(?i)((?:password|x-api-key)['\"]?\s*[=:]\s*['\"]?)[^\s'\",)]+"), r"\1…"),
+    (re.compile(r"\bpcct_[0-9A-Za-z]+_[\w-]{20,}"), "pcct_…"),
+)
 
 
 def configure_logs(settings: SharedSettings) -> None:
@@ -29,7 +40,7 @@ def configure_logs(settings: SharedSettings) -> None:
     renderer: structlog.typing.Processor
     if settings.log_format == "json":
         last: list[structlog.typing.Processor] = [structlog.processors.dict_tracebacks]
-        renderer = structlog.processors.JSONRenderer()
+        renderer = structlog.processors.JSONRenderer(ensure_ascii=False)
     else:
         last = []
         renderer = structlog.dev.ConsoleRenderer(
@@ -49,7 +60,7 @@ def configure_logs(settings: SharedSettings) -> None:
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last, renderer],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last, renderer, _hide_secrets],
         )
     )
     handler.addFilter(_one_line)
@@ -58,6 +69,13 @@ def configure_logs(settings: SharedSettings) -> None:
     root.setLevel(settings.log_level.upper())
     # Every job is logged once, in our words; the queue's own lines matter from warning up.
     logging.getLogger(_QUEUE).setLevel(max(logging.WARNING, root.level))
+
+
+def without_secrets(text: str) -> str:
+    """Return a text with … in the place of passwords and keys."""
+    for pattern, instead in _SECRETS:
+        text = pattern.sub(instead, text)
+    return text
 
 
 def set_request_id(id: str) -> None:
@@ -73,6 +91,10 @@ def request_id() -> str:
 def on_behalf_of(id: str) -> AbstractContextManager[None]:
     """Return a context whose lines carry a request's id; "" changes nothing."""
     return bound_contextvars(**({_REQUEST_ID: id} if id else {}))
+
+
+def _hide_secrets(_logger: object, _name: str, line: Any) -> str:
+    return without_secrets(str(line))
 
 
 def _one_line(record: logging.LogRecord) -> bool:

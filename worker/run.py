@@ -15,7 +15,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import structlog
 from numpy.typing import NDArray
@@ -27,6 +28,7 @@ from pcct_core.errors import Cancelled, InvalidPoints, InvalidSpec, NotPositiveD
 from pcct_core.lookup import GateLookup
 from pcct_core.spec import GraphSpec, Residual
 from worker.logs import on_behalf_of
+from worker.metrics import observe_build
 from worker.query import QueryAnswer, QuerySpec, Wish, answer_query, metric_references, wish_from_json
 from worker.settings import WorkerSettings
 from worker.store import DamagedData, GraphRecord, Store, UnknownDataset
@@ -106,9 +108,13 @@ class Runner:
         notice: awaited with {"phase", "done", "total", "eta_s"} whenever that changes.
         """
         log = _log.bind(graph=graph_id[:12])
+        record = await self._patiently(lambda: self.store.graph(graph_id))
+        if record is None:
+            return
         self.graph = graph_id
+        started = time.perf_counter()
         try:
-            await self._attempt(graph_id, attempt, notice, log)
+            end = await self._attempt(record, attempt, notice, log)
         except Exception as error:
             # Whatever went wrong, the graph must not stay "running".
             problem = describe_error(error)
@@ -117,39 +123,40 @@ class Runner:
             else:
                 log.info("job failed", detail=problem["detail"])
             await self._patiently(lambda: self.store.fail_graph(graph_id, attempt, problem))
+            end = _End("failed")
         finally:
             self.graph = None
+        seconds = time.perf_counter() - started
+        if end.outcome in ("published", "overtaken"):
+            log.info(f"job {end.outcome}", seconds=round(seconds, 3))
+        await observe_build(self.store.redis, str(record.spec["kind"]), end.outcome, seconds, end.phases)
 
     async def _attempt(
-        self, graph_id: str, attempt: str, notice: Notice | None, log: structlog.stdlib.BoundLogger
-    ) -> None:
-        record = await self._patiently(lambda: self.store.graph(graph_id))
-        if record is None:
-            return
-        started = time.perf_counter()
+        self, record: GraphRecord, attempt: str, notice: Notice | None, log: structlog.stdlib.BoundLogger
+    ) -> _End:
         log.info("job started", dataset=record.dataset[:12], spec=record.spec, attempt=record.attempts)
         points = await self._patiently(lambda: self.store.load_points(record.dataset))
         spec = await self._with_arrays(wish_from_json(record.spec))
         build = _BuildThread(await self._call(record.dataset, points, spec))
-        if not await self._watch(build, graph_id, attempt, notice):
+        if not await self._watch(build, record.id, attempt, notice):
             log.info("job stopped: not wanted any more")
-            return
+            return _End("stopped")
         if self.stopping.is_set() and not build.finished.done():
             await self._hand_back(record, attempt, log)
-            return
+            return _End("handed-back")
         try:
             graph = build.finished.result()
         except Cancelled:
             await self._hand_back(record, attempt, log)
-            return
+            return _End("handed-back")
         if graph.lookup is not None:
             await self._keep_profile(record.dataset, spec, graph.lookup)
         published = await self._patiently(
             lambda: self.store.publish_graph(
-                graph_id, attempt, graph.arrays(), graph.certificate.to_json(), graph.telemetry.to_json()
+                record.id, attempt, graph.arrays(), graph.certificate.to_json(), graph.telemetry.to_json()
             )
         )
-        log.info("job published" if published else "job overtaken", seconds=round(time.perf_counter() - started, 3))
+        return _End("published", graph.telemetry.seconds) if published else _End("overtaken")
 
     async def _call(self, dataset: str, points: NDArray[Any], spec: Wish) -> Callable[..., Graph | QueryAnswer]:
         """Return what makes the answer, to be called with progress and cancel."""
@@ -230,6 +237,13 @@ async def patiently(call: Callable[[], Awaitable[T]], stopping: asyncio.Event) -
             if stopping.is_set():
                 raise asyncio.CancelledError from error
             await asyncio.sleep(_AWAY_PAUSE_S)
+
+
+class _End(NamedTuple):
+    """How an attempt has ended. phases: seconds by phase of a published build."""
+
+    outcome: str
+    phases: Mapping[str, float] = MappingProxyType({})
 
 
 class _BuildThread:

@@ -132,6 +132,13 @@ class WorkerInfo:
     graph: str | None
 
 
+class Usage(NamedTuple):
+    """Memory of the store. limit_bytes: 0 when it has none."""
+
+    used_bytes: int
+    limit_bytes: int
+
+
 class Claim(NamedTuple):
     """What came of claiming a graph for a track.
 
@@ -502,6 +509,11 @@ class Store:
     async def ping(self) -> None:
         """Return when the store answers; raise RedisError when it does not."""
         await cast(Any, self._redis.ping())
+
+    async def usage(self) -> Usage:
+        """Return how much memory the store uses."""
+        facts = await cast(Any, self._redis.info("memory"))
+        return Usage(int(facts["used_memory"]), int(facts.get("maxmemory", 0)))
 
     # Datasets
 

@@ -17,7 +17,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 from docket import Docket, Worker
 from redis.exceptions import TimeoutError as StoreTimeoutError
@@ -35,6 +35,13 @@ _LOOK_UP = timedelta(milliseconds=20)
 
 # Job records outlive their end by this much. Jobs return nothing, so a record is a few hundred bytes.
 _RECORD_TTL = timedelta(seconds=60)
+
+
+class Backlog(NamedTuple):
+    """The jobs of a queue that wait or run. oldest_s: since the oldest of them was queued, 0 when there is none."""
+
+    jobs: int
+    oldest_s: float
 
 
 class Queue:
@@ -83,9 +90,20 @@ class Queue:
 
     async def depth(self) -> int:
         """Return the number of jobs that wait or run."""
+        return (await self.backlog()).jobs
+
+    async def backlog(self) -> Backlog:
+        """Return how many jobs wait or run, and how long the oldest has done so, by the store's clock."""
         docket = await self._opened()
-        async with self._limited(), docket.redis() as redis:
-            return await redis.xlen(docket.stream_key)
+        async with self._limited(), docket.redis() as redis, redis.pipeline(transaction=False) as pipe:
+            pipe.xlen(docket.stream_key)
+            pipe.xrange(docket.stream_key, count=1)
+            cast(Any, pipe).execute_command("TIME")
+            jobs, oldest, (now_s, now_us) = cast(Any, await pipe.execute())
+        if not oldest:
+            return Backlog(jobs, 0.0)
+        queued_s = int(oldest[0][0].partition(b"-")[0]) / 1000
+        return Backlog(jobs, max(0.0, now_s + now_us / 1e6 - queued_s))
 
     async def work(self, job: Job, *, name: str, redelivery_s: float, stopping: asyncio.Event) -> None:
         """Take jobs, one at a time, and await job(graph_id, request), or job(track, driver), until `stopping` is set.

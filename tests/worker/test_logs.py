@@ -3,11 +3,12 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import structlog
 
-from worker.logs import configure_logs
+from worker.logs import configure_logs, without_secrets
 from worker.settings import SharedSettings
 
 
@@ -53,3 +54,46 @@ def test_configure_logs_keeps_an_outage_of_the_queue_to_one_line(capfd: pytest.C
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == 1
     assert "retrying in 5 (ConnectionError: no store)" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("cannot reach redis://me:hunter2-!x@host:6379/0", "cannot reach redis://me:…@host:6379/0"),
+        ("rediss://:p%40ss:word@host", "rediss://:…@host"),
+        ("Authorization: Bearer pcct_ab12_" + "s" * 40, "Authorization: Bearer …"),
+        ("{'Authorization': 'Basic dXNlcjpwYXNz'}", "{'Authorization': 'Basic …'}"),
+        ("X-API-Key: abcdefgh", "X-API-Key: …"),
+        ("key pcct_ab12_" + "s" * 40 + " is unknown", "key pcct_… is unknown"),
+        ("Connection(host=a,password='hunter2',db=0)", "Connection(host=a,password='…',db=0)"),
+    ],
+)
+def test_without_secrets_hides_passwords_and_keys(text: str, shown: str) -> None:
+    assert without_secrets(text) == shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "pcct_http_requests_total",
+        "at 12:30:00 in http://host:80/a@b",
+        "graph=0123456789ab",
+        "unix:///run/valkey.sock?db=0",
+    ],
+)
+def test_without_secrets_leaves_the_rest(text: str) -> None:
+    assert without_secrets(text) == text
+
+
+@pytest.mark.parametrize("log_format", ["console", "json"])
+def test_configure_logs_hides_the_secrets_of_libraries(capfd: pytest.CaptureFixture[str], log_format: Any) -> None:
+    configure_logs(SharedSettings(log_format=log_format))
+    try:
+        raise ConnectionError("no answer from redis://:hunter2@host")
+    except ConnectionError:
+        logging.getLogger("library").error(
+            "redis://:hunter2@host", exc_info=True, extra={"Authorization": "Bearer hunter2hunter2"}
+        )
+    err = capfd.readouterr().err
+    assert "host" in err
+    assert "hunter2" not in err
