@@ -14,8 +14,8 @@ import secrets
 import time
 import zlib
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AbstractAsyncContextManager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager, aclosing, suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self, TypeAlias, cast
@@ -477,7 +477,7 @@ class Store:
     ) -> None:
         self._redis = redis
         self._chunk_bytes = chunk_bytes
-        self._staging_ttl_s = staging_ttl_s
+        self.staging_ttl_s = staging_ttl_s
         self._stale_run_s = stale_run_s
         self._scripts: dict[str, AsyncScript] = {name: redis.register_script(text) for name, text in _SCRIPTS.items()}
         self._watch = _Watch(redis)
@@ -549,14 +549,16 @@ class Store:
         points: NDArray[Any] = np.empty((dataset.n, dataset.d), _little_endian(dataset.dtype))
         target = memoryview(cast(Any, points)).cast("B")
         rows = _rows_per_chunk(self._chunk_bytes_of(await self._fields(Keys.dataset(id))), points.strides[0])
-        for number, start in enumerate(range(0, dataset.n, rows)):
-            stop = min(dataset.n, start + rows)
-            begin, end = start * points.strides[0], stop * points.strides[0]
-            payload = _checked(await self._chunk(Keys.points(id), str(number)), end - begin)
-            if payload is None:
-                await self.delete_dataset(id)
-                raise DamagedData(f"the stored copy of dataset {id} is damaged and was removed; upload it again")
-            target[begin:end] = payload
+        starts = range(0, dataset.n, rows)
+        async with aclosing(self._chunks(Keys.points(id), [str(number) for number in range(len(starts))])) as chunks:
+            for start in starts:
+                stop = min(dataset.n, start + rows)
+                begin, end = start * points.strides[0], stop * points.strides[0]
+                payload = _checked(await anext(chunks), end - begin)
+                if payload is None:
+                    await self.delete_dataset(id)
+                    raise DamagedData(f"the stored copy of dataset {id} is damaged and was removed; upload it again")
+                target[begin:end] = payload
         return points
 
     async def delete_dataset(self, id: str) -> bool:
@@ -695,28 +697,23 @@ class Store:
 
         arrays: by name, C or any order, first axis rows. All become visible at once.
         """
-        staged = Keys.staging(secrets.token_hex(16))
-        infos: dict[str, Any] = {}
-        chunks = 0
+        staging = _Staging(self)
         try:
-            for name, array in arrays.items():
-                info, count = await self._stage_array(staged, name, array)
-                infos[name] = info
-                chunks += count
+            infos = {name: await self._stage_array(staging, name, array) for name, array in arrays.items()}
+            await staging.settle()
             fields = {
                 "arrays": _dump(infos),
-                "chunks": str(chunks),
+                "chunks": str(staging.count),
                 "certificate": _dump(certificate),
                 "telemetry": _dump(telemetry),
             }
             answer = await self._run(
                 "publish",
-                [Keys.graph(id), Keys.arrays(id), staged],
+                [Keys.graph(id), Keys.arrays(id), staging.key],
                 [id, attempt, Keys.changes, *_flat(fields)],
             )
         except BaseException:
-            with suppress(RedisError):
-                await cast(Any, self._redis.unlink(staged))
+            await asyncio.shield(staging.remove())
             raise
         return bool(answer)
 
@@ -767,14 +764,16 @@ class Store:
         n = info.shape[0]
         stop = n if stop is None else min(stop, n)
         step = info.rows_per_chunk
-        for number in range(start // step, -(-stop // step) if start < stop else 0):
-            first, last = number * step, min(n, (number + 1) * step)
-            raw = await self._chunk(Keys.arrays(graph_id), f"{name}:{number}")
-            payload = _checked(raw, (last - first) * info.row_bytes)
-            if payload is None:
-                raise await self._drop_damaged(graph_id, name)
-            lo, hi = max(start, first) - first, min(stop, last) - first
-            yield bytes(payload[lo * info.row_bytes : hi * info.row_bytes])
+        numbers = range(start // step, -(-stop // step) if start < stop else 0)
+        names = [f"{name}:{number}" for number in numbers]
+        async with aclosing(self._chunks(Keys.arrays(graph_id), names)) as chunks:
+            for number in numbers:
+                first, last = number * step, min(n, (number + 1) * step)
+                payload = _checked(await anext(chunks), (last - first) * info.row_bytes)
+                if payload is None:
+                    raise await self._drop_damaged(graph_id, name)
+                lo, hi = max(start, first) - first, min(stop, last) - first
+                yield bytes(payload[lo * info.row_bytes : hi * info.row_bytes])
 
     async def load_array(self, graph_id: str, name: str) -> NDArray[Any]:
         """Return one whole array of a ready graph; raises as `read_rows`."""
@@ -825,32 +824,35 @@ class Store:
     async def _run(self, script: str, keys: list[str], args: list[Any]) -> int:
         return int(await self._scripts[script](keys=keys, args=args))
 
+    async def _chunks(self, key: str, names: list[str]) -> AsyncGenerator[bytes | None, None]:
+        """Yield chunks in this order, each while the next one is on its way."""
+        ahead: asyncio.Task[bytes | None] | None = None
+        try:
+            for following in [*names[1:], None] if names else []:
+                raw = await (ahead or self._chunk(key, names[0]))
+                ahead = None if following is None else asyncio.create_task(self._chunk(key, following))
+                yield raw
+        finally:
+            if ahead is not None:
+                ahead.cancel()
+                await asyncio.gather(ahead, return_exceptions=True)
+
     async def _chunk(self, key: str, number: str) -> bytes | None:
         return cast("bytes | None", await cast(Any, self._redis.hget(key, number)))
 
     def _chunk_bytes_of(self, fields: Mapping[str, str]) -> int:
         return int(fields.get("chunk_bytes", self._chunk_bytes))
 
-    async def _put_chunk(self, staged: str, name: str, payload: memoryview) -> None:
-        """Store one chunk and renew the expiry of what is staged."""
-        sealed = await asyncio.get_running_loop().run_in_executor(None, _sealed, payload)
-        async with self._redis.pipeline(transaction=False) as pipe:
-            pipe.hset(staged, name, sealed)
-            pipe.expire(staged, self._staging_ttl_s)
-            await pipe.execute()
-
-    async def _stage_array(self, staged: str, name: str, array: NDArray[Any]) -> tuple[dict[str, Any], int]:
+    async def _stage_array(self, staging: _Staging, name: str, array: NDArray[Any]) -> dict[str, Any]:
         array = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
         data = memoryview(cast(Any, array)).cast("B") if array.size else memoryview(b"")
+        digest = asyncio.ensure_future(asyncio.to_thread(hashlib.blake2b, data, digest_size=16))
         row_bytes = max(1, array.nbytes // max(1, array.shape[0]))
         rows = _rows_per_chunk(self._chunk_bytes, row_bytes)
-        count = 0
-        for begin in range(0, array.nbytes, rows * row_bytes):
-            await self._put_chunk(staged, f"{name}:{count}", data[begin : begin + rows * row_bytes])
-            count += 1
-        digest = await asyncio.to_thread(hashlib.blake2b, data, digest_size=16)
-        info = {"dtype": array.dtype.str, "shape": array.shape, "etag": digest.hexdigest(), "rows_per_chunk": rows}
-        return info, count
+        for number, begin in enumerate(range(0, array.nbytes, rows * row_bytes)):
+            await staging.put(f"{name}:{number}", data[begin : begin + rows * row_bytes])
+        etag = (await digest).hexdigest()
+        return {"dtype": array.dtype.str, "shape": array.shape, "etag": etag, "rows_per_chunk": rows}
 
     async def _drop_damaged(self, id: str, name: str) -> DamagedData:
         message = f"the stored {name} of graph {id} are damaged and were removed; ask for the graph again"
@@ -872,10 +874,8 @@ class Upload:
         self._n, self._d, self._dtype = n, d, dtype
         self._row_bytes = d * _little_endian(dtype).itemsize
         self._chunk = _rows_per_chunk(store._chunk_bytes, self._row_bytes) * self._row_bytes
-        self._staged = Keys.staging(secrets.token_hex(16))
+        self._staging = _Staging(store)
         self._buffer = bytearray()
-        self._storing: deque[asyncio.Task[None]] = deque()
-        self._count = 0
         self._received = 0
         self._committed = False
 
@@ -885,8 +885,8 @@ class Upload:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self._committed and self._count:
-            await asyncio.shield(self._remove())
+        if not self._committed:
+            await asyncio.shield(self._staging.remove())
 
     async def write(self, data: bytes | bytearray | memoryview) -> None:
         """Append bytes of the array's data, which may not change afterwards; stores whole chunks as they fill."""
@@ -898,11 +898,11 @@ class Upload:
             taken = view[: self._chunk - len(self._buffer)]
             view = view[len(taken) :]
             if len(taken) == self._chunk:
-                await self._flush(taken)
+                await self._staging.put_next(taken)
                 continue
             self._buffer += taken
             if len(self._buffer) == self._chunk:
-                await self._flush(self._take_buffer())
+                await self._staging.put_next(self._take_buffer())
 
     async def commit(self, id: str, facts: Mapping[str, Any] | None = None) -> tuple[Dataset, bool]:
         """Make the array the dataset `id`; return it, and False when it was there already.
@@ -913,8 +913,8 @@ class Upload:
         if self._received != size:
             raise ValueError(f"{self._received} of the announced {size} bytes were written")
         if self._buffer:
-            await self._flush(self._take_buffer())
-        await self._stored()
+            await self._staging.put_next(self._take_buffer())
+        await self._staging.settle()
         dataset = Dataset(id, self._n, self._d, self._dtype, size, dict(facts or {}))
         fields = {
             "n": str(dataset.n),
@@ -925,33 +925,58 @@ class Upload:
             "chunk_bytes": str(self._store._chunk_bytes),
         }
         created = await self._store._run(
-            "commit", [Keys.dataset(id), Keys.points(id), self._staged], [self._count, *_flat(fields)]
+            "commit", [Keys.dataset(id), Keys.points(id), self._staging.key], [self._staging.count, *_flat(fields)]
         )
         self._committed = True
         return dataset, bool(created)
-
-    async def _remove(self) -> None:
-        """Remove what was staged, behind what is still on its way."""
-        await asyncio.gather(*self._storing, return_exceptions=True)
-        # An upload is often left because the store is away; its expiry then removes what was staged.
-        with suppress(RedisError):
-            await cast(Any, self._store._redis.unlink(self._staged))
 
     def _take_buffer(self) -> memoryview:
         chunk, self._buffer = self._buffer, bytearray()
         return memoryview(chunk)
 
-    async def _flush(self, chunk: memoryview) -> None:
-        """Begin to store a chunk, once few enough are on their way; the caller may not change it any more."""
-        await self._stored(_MOST_STORING - 1)
-        self._count += 1
-        put = self._store._put_chunk(self._staged, str(self._count - 1), chunk)
-        self._storing.append(asyncio.create_task(put, name="pcct upload"))
 
-    async def _stored(self, left: int = 0) -> None:
-        """Return when at most so many chunks are still on their way."""
+class _Staging:
+    """Chunks on their way into the store, a few at once, under a key that expires by itself. count: how many in all."""
+
+    def __init__(self, store: Store) -> None:
+        self.key = Keys.staging(secrets.token_hex(16))
+        self.count = 0
+        self._store = store
+        self._storing: deque[asyncio.Task[None]] = deque()
+
+    async def put_next(self, payload: memoryview) -> None:
+        """Begin to store the next chunk, which is named by its number; see `put`."""
+        await self.put(str(self.count), payload)
+
+    async def put(self, name: str, payload: memoryview) -> None:
+        """Begin to store a chunk, once few enough are on their way; it may not change any more."""
+        await self._wait(_MOST_STORING - 1)
+        self.count += 1
+        self._storing.append(asyncio.create_task(self._put(name, payload), name="pcct chunk"))
+
+    async def settle(self) -> None:
+        """Return when all chunks are stored; raises what one of them met."""
+        await self._wait(0)
+
+    async def remove(self) -> None:
+        """Remove what was stored, behind what is still on its way."""
+        await asyncio.gather(*self._storing, return_exceptions=True)
+        # Chunks are often given up because the store is away; their expiry then removes them.
+        if self.count:
+            with suppress(RedisError):
+                await cast(Any, self._store.redis.unlink(self.key))
+
+    async def _wait(self, left: int) -> None:
         while len(self._storing) > left:
             await self._storing.popleft()
+
+    async def _put(self, name: str, payload: memoryview) -> None:
+        """Store one chunk and renew the expiry of them all."""
+        sealed = await asyncio.get_running_loop().run_in_executor(None, _sealed, payload)
+        async with self._store.redis.pipeline(transaction=False) as pipe:
+            pipe.hset(self.key, name, sealed)
+            pipe.expire(self.key, self._store.staging_ttl_s)
+            await pipe.execute()
 
 
 class _Watch:
