@@ -586,13 +586,12 @@ class _Drain(io.RawIOBase):
         return True
 
     def write(self, data: Any) -> int:
-        self._written.append(bytes(data))
+        self._written.append(data if isinstance(data, bytes) else bytes(data))  # rows as they are: no copy of them
         return len(data)
 
     def take(self) -> bytes:
-        taken = b"".join(self._written)
-        self._written.clear()
-        return taken
+        taken, self._written = self._written, []
+        return taken[0] if len(taken) == 1 else b"".join(taken)
 
 
 def choose_format(accept: str | None, offered: Sequence[str]) -> str:

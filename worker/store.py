@@ -846,12 +846,12 @@ class Store:
     async def _stage_array(self, staging: _Staging, name: str, array: NDArray[Any]) -> dict[str, Any]:
         array = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
         data = memoryview(cast(Any, array)).cast("B") if array.size else memoryview(b"")
-        digest = asyncio.ensure_future(asyncio.to_thread(hashlib.blake2b, data, digest_size=16))
+        digest = asyncio.ensure_future(asyncio.to_thread(hashlib.sha256, data))
         row_bytes = max(1, array.nbytes // max(1, array.shape[0]))
         rows = _rows_per_chunk(self._chunk_bytes, row_bytes)
         for number, begin in enumerate(range(0, array.nbytes, rows * row_bytes)):
             await staging.put(f"{name}:{number}", data[begin : begin + rows * row_bytes])
-        etag = (await digest).hexdigest()
+        etag = (await digest).hexdigest()[:32]
         return {"dtype": array.dtype.str, "shape": array.shape, "etag": etag, "rows_per_chunk": rows}
 
     async def _drop_damaged(self, id: str, name: str) -> DamagedData:

@@ -331,7 +331,7 @@ def poll(up: Up, request: bytes, seconds: float) -> list[float]:
 
 
 def oneshot_32k(sizes: Sizes) -> Measured:
-    """Send points, receive their graph, against the same graph built in this process; runs take turns, all of them warm."""
+    """Send float32 points, receive their graph, against the same graph built in this process; runs take turns, all of them warm."""
     from pcct_core.graph import build_graph
     from pcct_core.spec import GraphSpec
 
@@ -339,7 +339,7 @@ def oneshot_32k(sizes: Sizes) -> Measured:
     spec = GraphSpec(k=30)
     with running_service() as up:
         for seed in range(sizes.runs + 2):
-            points = np.random.default_rng(seed).random((n, 3))
+            points = np.random.default_rng(seed).random((n, 3), np.float32)
             body = points_body(points)
             began = time.perf_counter()
             answer = up.ask("POST", "/v1/knn?k=30", body)
