@@ -331,7 +331,7 @@ def poll(up: Up, request: bytes, seconds: float) -> list[float]:
 
 
 def oneshot_32k(sizes: Sizes) -> Measured:
-    """Send float32 points, receive their graph, against the same graph built in this process; runs take turns, all of them warm."""
+    """Send float32 points, receive their graph, against the same graph built in this process; runs take turns."""
     from pcct_core.graph import build_graph
     from pcct_core.spec import GraphSpec
 
