@@ -6,9 +6,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 
 from service.backend import Backend
 from service.compression import CompressJson
+from service.openapi import TAGS, complete_document
 from service.problems import PROBLEM_ANSWERS, install_problems
 from service.request_ids import RequestIds
 from service.routes import datasets, graphs, health, metrics, oneshot, problems, queries, tracks
@@ -20,7 +22,10 @@ _DESCRIPTION = """Exact neighbor graphs for Gaussian processes.
 Upload points once (`POST /v1/datasets`), ask for a graph (`POST /v1/graphs`), fetch its arrays; or do all of it in one
 request: `curl --data-binary @points.npy '…/v1/knn?k=30' -o graph.npz`. Arrays travel as `.npy`. Datasets and graphs are
 named by their content, so every request may be repeated. A training loop follows a track (`POST /v1/tracks`), whose
-newest graph goes with the hyperparameters. Errors are `application/problem+json`. Every answer has an `X-Request-Id`, the
+newest graph goes with the hyperparameters. Errors are `application/problem+json`.
+
+Every operation below can be tried with the values that are filled in, from top to bottom: `POST /v1/datasets`,
+`POST /v1/graphs`, then what its answer names. Every answer has an `X-Request-Id`, the
 request's own or a new one, which is in every line of the log, the worker's too."""
 
 
@@ -38,10 +43,22 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         finally:
             await backend.aclose()
 
-    app = FastAPI(title="pcct", version="1", description=_DESCRIPTION, lifespan=lifespan, responses=PROBLEM_ANSWERS)
+    # FastAPI's page for the browser, with its scripts from here instead of from a network that may not be there.
+    app = FastAPIOffline(
+        redoc_url=None,
+        static_url="/docs/assets",
+        title="pcct",
+        version="1",
+        description=_DESCRIPTION,
+        openapi_tags=TAGS,
+        swagger_ui_parameters={"tryItOutEnabled": True, "defaultModelsExpandDepth": 0, "displayRequestDuration": True},
+        lifespan=lifespan,
+        responses=PROBLEM_ANSWERS,
+    )
     install_problems(app)
     app.add_middleware(CompressJson)
     for module in (datasets, queries, graphs, tracks, oneshot, health, metrics, problems):
         app.include_router(module.router)
+    complete_document(app)
     app.middleware_stack = RequestIds(Watched(app.build_middleware_stack(), app, traffic))
     return app
