@@ -10,12 +10,15 @@
 
 The map, each module using only those before it:
 
+settings  what is read from the environment
 errors    every named error
+inputs    points from arrays of any library, and from data frames
 arrays    points as canonical `.npy` bytes, their id, and answers back into arrays
 extras    libraries that are used when they are there
 convert   a graph in other libraries' terms
 plot      a row of a graph as a picture
 graph     the answer
+progress  a bar on the terminal
 calls     what is said to the service and in which order, shared by both clients; no I/O
 following what a session knows of its track, and the flows that keep it true; no I/O
 session   the two sessions: what runs those flows beside a training loop
@@ -24,24 +27,31 @@ client    the two clients
 
 from pcct_client.arrays import dataset_id
 from pcct_client.client import AsyncClient, Client
+from pcct_client.convert import GraphArrays
 from pcct_client.errors import (
     BadAnswer,
     BuildFailed,
     ClientError,
+    Forbidden,
     InvalidArray,
+    InvalidKey,
     InvalidRequest,
     InvalidStep,
     MissingExtra,
     NotForThisGraph,
     NotFound,
+    RateLimited,
     RequestRefused,
     ServerUnavailable,
     SessionClosed,
     TooLarge,
+    TruncatedAnswer,
+    Unauthorized,
+    VersionMismatch,
     WaitTimeout,
 )
 from pcct_client.following import RefreshPolicy
-from pcct_client.graph import Graph
+from pcct_client.graph import Children, Graph
 from pcct_client.session import AsyncSession, Session
 
 __all__ = [
@@ -49,21 +59,29 @@ __all__ = [
     "AsyncSession",
     "BadAnswer",
     "BuildFailed",
+    "Children",
     "Client",
     "ClientError",
+    "Forbidden",
     "Graph",
+    "GraphArrays",
     "InvalidArray",
+    "InvalidKey",
     "InvalidRequest",
     "InvalidStep",
     "MissingExtra",
     "NotForThisGraph",
     "NotFound",
+    "RateLimited",
     "RefreshPolicy",
     "RequestRefused",
     "ServerUnavailable",
     "Session",
     "SessionClosed",
     "TooLarge",
+    "TruncatedAnswer",
+    "Unauthorized",
+    "VersionMismatch",
     "WaitTimeout",
     "dataset_id",
 ]

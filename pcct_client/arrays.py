@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pcct_client.errors import BadAnswer, InvalidArray
+from pcct_client.errors import BadAnswer, InvalidArray, TruncatedAnswer
+from pcct_client.inputs import as_array
 
 PIECE_BYTES = 1 << 20  # large enough that a piece costs more to send than to cut, small enough to stop between two
 
@@ -45,17 +46,14 @@ class NpyBody:
             yield bytes(data[start : start + PIECE_BYTES])
 
 
-def npy_body(X: Any) -> NpyBody:
+def npy_body(X: Any, columns: Sequence[str] | None = None) -> NpyBody:
     """Return X in canonical form: C-contiguous little-endian float32 or float64 of shape (n, d).
 
-    X: anything `np.asarray` takes. Integers become float64; float32 and float64 stay, and are copied only when their
+    X, columns: as `as_array` takes them. Integers become float64; float32 and float64 stay, and are copied only when their
     memory layout demands it. Whether the values are usable is for the service to say.
     Raises InvalidArray for any other type, for a rank that is not 2, and for an empty array.
     """
-    try:
-        array = np.asarray(X)
-    except ValueError as error:
-        raise InvalidArray(f"points are not an array: {error}") from error
+    array = as_array(X, columns)
     if array.dtype.kind in "iu":
         array = array.astype(np.float64)
     elif array.dtype.kind != "f" or array.dtype.itemsize not in (4, 8):
@@ -71,13 +69,13 @@ def npy_body(X: Any) -> NpyBody:
     return NpyBody(points, header.getvalue())
 
 
-def dataset_id(X: Any) -> str:
+def dataset_id(X: Any, columns: Sequence[str] | None = None) -> str:
     """Return the id that the service gives the points X: the SHA-256, in hex, of their canonical `.npy` bytes.
 
     It is what `sha256sum points.npy` prints after `np.save("points.npy", X)` for C-ordered little-endian float32 or
     float64. Raises InvalidArray as `npy_body` does.
     """
-    return body_id(npy_body(X))
+    return body_id(npy_body(X, columns))
 
 
 def body_id(body: NpyBody) -> str:
@@ -116,9 +114,9 @@ class NpyReader:
         self._filled = end
 
     def finish(self) -> NDArray[Any]:
-        """Return the array. Raises BadAnswer when bytes are missing."""
+        """Return the array. Raises TruncatedAnswer when bytes are missing."""
         if self._array is None or self._filled != len(self._data):
-            raise BadAnswer("the array that came back is cut short; ask again")
+            raise TruncatedAnswer("the array that came back is cut short, and none of it is kept; call again")
         return self._array
 
     def _open(self, head: bytes) -> None:

@@ -7,10 +7,12 @@ Where a `ClientError` came instead, that is thrown in. It returns the result. `C
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from email.utils import parsedate_to_datetime
 from typing import Any, TypeAlias, TypeVar
 
 from numpy.typing import NDArray
@@ -20,15 +22,21 @@ from pcct_client.errors import (
     BadAnswer,
     BuildFailed,
     ClientError,
+    NotFound,
+    RateLimited,
     RequestRefused,
     ServerUnavailable,
+    VersionMismatch,
     WaitTimeout,
     refusal,
 )
 from pcct_client.graph import Graph
+from pcct_client.progress import Progress
 
 T = TypeVar("T")
-Progress: TypeAlias = Callable[[str, dict[str, Any]], None]
+
+CONTRACT = "1"  # the version of the contract that is spoken here; a service says its own in every answer
+CONTRACT_HEADER = "pcct-contract"
 
 DEFAULT_TIMEOUT_S = 300.0
 CONNECT_TIMEOUT_S = 5.0
@@ -36,6 +44,8 @@ SILENCE_TIMEOUT_S = 60.0  # no byte moves for this long: the service is taken to
 LONG_POLL_S = 20.0  # below the 30 to 60 seconds at which proxies cut a silent connection
 PROGRESS_POLL_S = 1.0
 POLL_PAUSE_S = 0.25  # when the service answers at once instead of holding the request
+REPORT_PAUSE_S = 0.1  # between two reports of an upload
+CANCEL_S = 2.0  # how long an interrupted call takes to cancel what it waits for
 ANSWER_MARGIN_S = 0.5  # left for the answer to a long poll to arrive before the deadline
 
 _PENDING = ("queued", "running")
@@ -72,7 +82,7 @@ class Call:
 
     body: points to stream, or document: JSON to send, or neither. wants_array: a 200 answer is a `.npy` array.
     etag: the answer that is known; 304 comes instead of the same one.
-    wait_s: how long the service is asked to hold the answer back until there is news.
+    wait_s: how long the service is asked to hold the answer back until there is news. progress: told how the body is sent.
     subject, graph_id: what is late when the deadline passes, in words and by name.
     """
 
@@ -84,6 +94,7 @@ class Call:
     wants_array: bool = False
     etag: str | None = None
     wait_s: float = 0.0
+    progress: Progress | None = None
     subject: str = "the answer"
     graph_id: str | None = None
 
@@ -111,6 +122,26 @@ class Call:
     def content(self) -> bytes | None:
         """Return the JSON document as bytes, or None; a point array is streamed by the client instead."""
         return None if self.document is None else json.dumps(self.document, default=_plain).encode()
+
+    def pieces(self) -> Iterator[bytes]:
+        """Yield the points in pieces, telling how far they are. Raises WaitTimeout when the call's time is over."""
+        assert self.body is not None  # noqa: S101  (asked only of calls that send points)
+        done, told = 0, time.monotonic()
+        has_told = False
+        for piece in self.body.pieces():
+            self.check_deadline()
+            if self.progress is not None and time.monotonic() - told >= REPORT_PAUSE_S:
+                has_told, told = True, time.monotonic()
+                self._report(done)
+            yield piece
+            done += len(piece)
+        if has_told:
+            self._report(done)
+
+    def _report(self, done: int) -> None:
+        if self.progress is not None and self.body is not None:
+            said = {"phase": "upload", "done": done, "total": self.body.nbytes, "eta_s": None}
+            self.progress("uploading", said)
 
     def read_timeout_s(self) -> float:
         """Return how long the service may be silent before the call is given up."""
@@ -164,6 +195,9 @@ class Intake:
     reader: NpyReader | None = None
 
     def __post_init__(self) -> None:
+        theirs = self.headers.get(CONTRACT_HEADER, CONTRACT)
+        if theirs != CONTRACT:
+            raise VersionMismatch(CONTRACT, theirs)
         if self.call.wants_array and self.status == 200:
             length = self.headers.get("content-length", "")
             self.reader = NpyReader(int(length) if length.isdigit() else None)
@@ -182,12 +216,12 @@ class Intake:
         return Reply(self.status, self.headers, bytes(self.content), array)
 
 
-def upload(X: Any, deadline: Deadline) -> Flow[str]:
+def upload(X: Any, deadline: Deadline, progress: Progress | None = None) -> Flow[str]:
     """Bring the points X to the service unless it has them; returns the dataset id."""
-    return (yield from _bring(X, deadline))[0]
+    return (yield from _bring(X, deadline, progress))[0]
 
 
-def _bring(data: Any, deadline: Deadline) -> Flow[tuple[str, NDArray[Any] | None]]:
+def _bring(data: Any, deadline: Deadline, progress: Progress | None) -> Flow[tuple[str, NDArray[Any] | None]]:
     """Return the id of a dataset, and its points if they are here; data: points, uploaded unless known, or an id."""
     if isinstance(data, str):
         return data, None
@@ -197,58 +231,76 @@ def _bring(data: Any, deadline: Deadline) -> Flow[tuple[str, NDArray[Any] | None
         return name, body.points
     if reply.status != 404:
         raise refused(reply)
-    answer = accepted((yield Call("POST", "v1/datasets", deadline, body=body, subject="the end of the upload")))
+    post = Call("POST", "v1/datasets", deadline, body=body, progress=progress, subject="the end of the upload")
+    answer = accepted((yield post))
     if answer.get("id") != name:
         raise BadAnswer(f"the service stored the points as {answer.get('id')}, not {name}: they changed on the way")
     return name, body.points
 
 
 def graph(data: Any, spec: Mapping[str, Any], deadline: Deadline, progress: Progress | None = None) -> Flow[Graph]:
-    """Get the graph that spec asks for on data: an array, which is uploaded first, or a dataset id.
-
-    A graph whose arrays are gone when they are fetched, evicted or damaged since it was ready, is asked for once more.
-    """
-    try:
-        return (yield from _graph(data, spec, deadline, progress))
-    except _ArraysGone:
-        pass
-    try:
-        return (yield from _graph(data, spec, deadline, progress))
-    except _ArraysGone as gone:
-        raise gone.error from gone.error.__cause__
+    """Get the graph that spec asks for on data: an array, which is uploaded first, or a dataset id."""
+    return (yield from _twice(lambda: _graph(data, spec, deadline, progress)))
 
 
 def query(
     data: Any, Q: Any, spec: Mapping[str, Any], deadline: Deadline, progress: Progress | None = None
 ) -> Flow[Graph]:
     """Get the neighbors of the rows of Q in data, each an array, which is uploaded first, or a dataset id."""
-    begun = time.perf_counter()
-    dataset, points = yield from _bring(data, deadline)
-    queries, rows = yield from _bring(Q, deadline)
-    uploaded = time.perf_counter()
-    found = yield from graph(dataset, {**spec, "kind": "query", "queries": queries}, deadline, progress)
-    found.timings["upload"] += uploaded - begun
-    return replace(found, points=points, queries=rows)
+    return (yield from _twice(lambda: _query(data, Q, spec, deadline, progress)))
 
 
-class _ArraysGone(Exception):
-    """A graph that was ready did not give its arrays; error says how."""
+def _twice(ask: Callable[[], Flow[Graph]]) -> Flow[Graph]:
+    """Ask for a graph, and once more when the service has lost since what it had: points, or the arrays of the graph."""
+    try:
+        return (yield from ask())
+    except _Gone:
+        pass
+    try:
+        return (yield from ask())
+    except _Gone as gone:
+        raise gone.error from gone.error.__cause__
+
+
+class _Gone(Exception):
+    """What the service had just now it has no more; error says how."""
 
     def __init__(self, error: ClientError) -> None:
         super().__init__(str(error))
         self.error = error
 
 
-def _graph(data: Any, spec: Mapping[str, Any], deadline: Deadline, progress: Progress | None) -> Flow[Graph]:
+def _query(data: Any, Q: Any, spec: Mapping[str, Any], deadline: Deadline, progress: Progress | None) -> Flow[Graph]:
     begun = time.perf_counter()
-    dataset, points = yield from _bring(data, deadline)
+    dataset, points = yield from _bring(data, deadline, progress)
+    queries, rows = yield from _bring(Q, deadline, progress)
+    brought_s = time.perf_counter() - begun
+    wanted = {**spec, "kind": "query", "queries": queries}
+    found = yield from _graph(dataset, wanted, deadline, progress, can_bring=points is not None or rows is not None)
+    found.timings["upload"] += brought_s
+    return replace(found, points=points, queries=rows)
+
+
+def _graph(
+    data: Any, spec: Mapping[str, Any], deadline: Deadline, progress: Progress | None, can_bring: bool = False
+) -> Flow[Graph]:
+    """Get a graph. Raises _Gone where asking once more can help; can_bring: points that are lost can be brought again."""
+    begun = time.perf_counter()
+    dataset, points = yield from _bring(data, deadline, progress)
     uploaded = time.perf_counter()
-    record = yield from ready_record(dataset, spec, deadline, progress)
+    try:
+        record = yield from ready_record(dataset, spec, deadline, progress)
+    except NotFound as error:
+        can_bring = can_bring or points is not None
+        lost = ("unknown-dataset", "unknown-graph") if can_bring else ("unknown-graph",)
+        if error.type.rpartition("/")[2] not in lost:
+            raise
+        raise _Gone(error) from error
     ready = time.perf_counter()
     try:
         arrays = yield from _arrays(record, deadline)
     except (RequestRefused, ServerUnavailable) as error:
-        raise _ArraysGone(error) from error
+        raise _Gone(error) from error
     downloaded = time.perf_counter()
     waited_s = ready - uploaded
     # A graph from the cache carries the record of a build that nobody waited for now.
@@ -289,27 +341,52 @@ def fetch_graph(graph_id: str, dataset: str, deadline: Deadline) -> Flow[Graph]:
 def ready_record(
     dataset: str, spec: Mapping[str, Any], deadline: Deadline, progress: Progress | None
 ) -> Flow[dict[str, Any]]:
-    """Ask for a graph and wait until it is ready; returns its description."""
-    poll_s = LONG_POLL_S if progress is None else PROGRESS_POLL_S
+    """Ask for a graph and wait until it is ready; returns its description. Cancels the build when it is interrupted."""
     document = {"dataset": dataset, "spec": spec}
-    asked = time.monotonic()
-    wait_s = deadline.wait_s(poll_s)
-    record = _described(accepted((yield Call("POST", "v1/graphs", deadline, document=document, wait_s=wait_s))))
-    while record["state"] in _PENDING:
-        if progress is not None:
-            progress(record["state"], record.get("progress") or {})
-        warning = f" ({record['warning']})" if record.get("warning") else ""
-        subject = f"the graph {record['id'][:12]}…, now {record['state']}{warning},"
-        deadline.check(subject, record["id"])
-        if time.monotonic() - asked < max(wait_s / 2, POLL_PAUSE_S):
-            yield Pause(deadline.left_s(POLL_PAUSE_S))
+    record: dict[str, Any] = {}
+    try:
+        poll_s = LONG_POLL_S if progress is None else PROGRESS_POLL_S
         asked = time.monotonic()
         wait_s = deadline.wait_s(poll_s)
-        poll = Call("GET", f"v1/graphs/{record['id']}", deadline, wait_s=wait_s, subject=subject, graph_id=record["id"])
-        record = _described(accepted((yield poll)))
+        record = _described(accepted((yield Call("POST", "v1/graphs", deadline, document=document, wait_s=wait_s))))
+        while record["state"] in _PENDING:
+            if progress is not None:
+                progress(record["state"], record.get("progress") or {})
+            call = _poll(record, deadline)
+            deadline.check(call.subject, record["id"])
+            if time.monotonic() - asked < max(wait_s / 2, POLL_PAUSE_S):
+                yield Pause(deadline.left_s(POLL_PAUSE_S))
+            asked = time.monotonic()
+            wait_s = deadline.wait_s(poll_s)
+            record = _described(accepted((yield replace(call, wait_s=wait_s))))
+    except (Exception, GeneratorExit):
+        raise
+    except BaseException:  # Ctrl-C, or a task that is cancelled
+        yield from _cancel(document, record)
+        raise
     if record["state"] != "ready":
         raise _build_failed(record)
     return record
+
+
+def _poll(record: Mapping[str, Any], deadline: Deadline) -> Call:
+    """Return the call that looks at a pending graph."""
+    warning = f" ({record['warning']})" if record.get("warning") else ""
+    subject = f"the graph {record['id'][:12]}…, now {record['state']}{warning},"
+    return Call("GET", f"v1/graphs/{record['id']}", deadline, subject=subject, graph_id=record["id"])
+
+
+def _cancel(document: Mapping[str, Any], record: Mapping[str, Any]) -> Flow[None]:
+    """Cancel the build of a graph that nobody waits for any more; in vain is fine.
+
+    record: its description, empty when the request for it was still on its way: asking again names it.
+    """
+    deadline = Deadline(CANCEL_S)
+    with contextlib.suppress(ClientError):
+        if not record:
+            record = _described(accepted((yield Call("POST", "v1/graphs", deadline, document=document))))
+        if record["state"] in _PENDING:
+            yield Call("DELETE", f"v1/graphs/{record['id']}", deadline)
 
 
 def _arrays(record: dict[str, Any], deadline: Deadline) -> Flow[dict[str, NDArray[Any]]]:
@@ -391,6 +468,8 @@ def refused(reply: Reply) -> Exception:
     if reply.status in (502, 503, 504):
         said = problem.get("detail") or problem.get("title") or "no reason given"
         return ServerUnavailable(f"the service cannot work just now ({said}); try again shortly", _retry_after(reply))
+    if reply.status == 429:
+        return RateLimited(429, problem, _retry_after(reply))
     if reply.status < 400 or not (problem or reply.content == b""):
         return BadAnswer(f"HTTP {reply.status} came back without a reason; is this the URL of a pcct service?")
     return refusal(reply.status, problem)
@@ -436,8 +515,14 @@ def _json_object(reply: Reply) -> dict[str, Any] | None:
 
 
 def _retry_after(reply: Reply) -> float | None:
-    value = reply.headers.get("retry-after", "")
-    return float(value) if value.isdigit() else None
+    """Return the seconds of Retry-After, which also comes as a date; None when it says nothing."""
+    value = reply.headers.get("retry-after", "").strip()
+    if value.isdigit():
+        return float(value)
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return None
 
 
 def _plain(value: Any) -> Any:

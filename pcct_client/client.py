@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 import threading
 import time
 import weakref
-from collections.abc import AsyncIterator, Iterator, Mapping
+from base64 import b64encode
+from collections.abc import AsyncIterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
 import httpx
 
 from pcct_client import calls
-from pcct_client.arrays import NpyBody
+from pcct_client.arrays import npy_body
 from pcct_client.calls import (
     DEFAULT_TIMEOUT_S,
     Call,
@@ -23,15 +25,17 @@ from pcct_client.calls import (
     Flow,
     Intake,
     Pause,
-    Progress,
     Reply,
     Rest,
     Step,
 )
-from pcct_client.errors import ClientError, ServerUnavailable
+from pcct_client.errors import ClientError, InvalidArray, ServerUnavailable
 from pcct_client.following import EventHandler, Following, RefreshPolicy, track_spec
 from pcct_client.graph import Graph
+from pcct_client.progress import ProgressOption, watched
+from pcct_client.retry import Retries, retried
 from pcct_client.session import AsyncSession, Background, Session
+from pcct_client.settings import key_to_send
 
 T = TypeVar("T")
 
@@ -43,30 +47,57 @@ class Client:
     """A pcct service, reached with blocking calls. Safe to share between threads.
 
     url:       where the service is, such as "http://127.0.0.1:8000".
+    api_key:   for a service that wants one; left out, the environment variable PCCT_API_KEY. Never shown again.
+    retries:   how often a call is made again, after growing pauses, while a service that has answered before is away,
+               restarts or is too busy; `timeout` bounds them too. A service that has never answered is not waited for.
     headers:   sent with every request, for a proxy that wants a token.
     transport: an httpx transport instead of the network, for tests or an unusual route.
 
-    Every call takes `timeout`, seconds for all of it (None: as long as it takes), and raises the errors of
-    `pcct_client.errors`.
+    Every call takes `timeout`, seconds for all of it (None: as long as it takes), `progress`, and `columns` for points in a
+    data frame, and raises the errors of `pcct_client.errors`. Ctrl-C cancels the build that a call waits for.
+
+    progress: called about once a second, as progress(state, {"phase", "done", "total", "eta_s"}), with the states
+              "uploading" (in bytes), "queued" and "running"; False for silence. Left out, a bar is drawn where standard error
+              is a terminal and rich is installed.
     """
 
     def __init__(
         self,
         url: str = "http://127.0.0.1:8000",
         *,
+        api_key: str | None = None,
+        retries: int = Retries.count,
         headers: Mapping[str, str] | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         base = _base_url(url)
-        self._http = httpx.Client(base_url=base, headers=headers, transport=transport, trust_env=_uses_proxies(base))
+        self._retries = Retries(retries)
+        self._has_answered = False
+        self._http = httpx.Client(
+            base_url=base.copy_with(userinfo=b""),
+            headers=_headers(base, headers, api_key),
+            transport=transport,
+            trust_env=_uses_proxies(base),
+        )
         self._sessions: weakref.WeakSet[Background] = weakref.WeakSet()
 
-    def upload(self, X: Any, *, timeout: float | None = DEFAULT_TIMEOUT_S) -> str:
+    def upload(
+        self,
+        X: Any,
+        *,
+        timeout: float | None = DEFAULT_TIMEOUT_S,
+        progress: ProgressOption = None,
+        columns: Sequence[str] | None = None,
+    ) -> str:
         """Bring the points X to the service, unless it has them already; returns the dataset id.
 
-        X: (n, d) float32, float64 or integers, which become float64. Streamed from where it lies, not copied.
+        X: (n, d) float32, float64 or integers, which become float64: any array that NumPy can read, or a data frame (pandas,
+        polars, geopandas). Streamed from where it lies, not copied.
+        columns: names of a frame's columns, in the order that the metric expects, such as ["lon", "lat"]; left out, all of
+        them, or the geometry of a frame that has one.
         """
-        return self._run(calls.upload(X, Deadline(timeout)))
+        with watched(progress) as told:
+            return self._call(calls.upload(npy_body(X, columns).points, Deadline(timeout), told))
 
     def graph(
         self,
@@ -74,16 +105,19 @@ class Client:
         spec: Mapping[str, Any] | None = None,
         *,
         timeout: float | None = DEFAULT_TIMEOUT_S,
-        progress: Progress | None = None,
+        progress: ProgressOption = None,
+        columns: Sequence[str] | None = None,
         **fields: Any,
     ) -> Graph:
         """Return the graph that spec asks for, from the cache or built now.
 
         data:     points (n, d), uploaded if the service lacks them, or a dataset id.
         spec:     the specification as JSON values; fields are laid over it, as in graph(X, kind="knn", k=10).
-        progress: called about once a second while waiting, as progress(state, {"phase", "done", "total", "eta_s"}).
+        progress, columns: as in `Client` and `upload`.
         """
-        return self._run(calls.graph(data, calls.spec_document(spec, fields), Deadline(timeout), progress))
+        wanted = calls.spec_document(spec, fields)
+        with watched(progress) as told:
+            return self._call(calls.graph(_points(data, columns), wanted, Deadline(timeout), told))
 
     def knn(
         self,
@@ -92,10 +126,11 @@ class Client:
         metric: Any = "euclidean",
         *,
         timeout: float | None = DEFAULT_TIMEOUT_S,
-        progress: Progress | None = None,
+        progress: ProgressOption = None,
+        columns: Sequence[str] | None = None,
     ) -> Graph:
         """Return the exact k-nearest-neighbor graph, each point itself excluded; arguments as in `graph`."""
-        return self.graph(data, kind="knn", k=k, metric=metric, timeout=timeout, progress=progress)
+        return self.graph(data, kind="knn", k=k, metric=metric, timeout=timeout, progress=progress, columns=columns)
 
     def vecchia(
         self,
@@ -106,11 +141,12 @@ class Client:
         *,
         seed: int = 0,
         timeout: float | None = DEFAULT_TIMEOUT_S,
-        progress: Progress | None = None,
+        progress: ProgressOption = None,
+        columns: Sequence[str] | None = None,
     ) -> Graph:
         """Return the exact Vecchia graph: row r lists the k nearest among ranks 0 … r-1; arguments as in `graph`."""
         fields = {"kind": "vecchia", "k": k, "order": order, "metric": metric, "seed": seed}
-        return self.graph(data, fields, timeout=timeout, progress=progress)
+        return self.graph(data, fields, timeout=timeout, progress=progress, columns=columns)
 
     def query(
         self,
@@ -120,7 +156,8 @@ class Client:
         metric: Any = "euclidean",
         *,
         timeout: float | None = DEFAULT_TIMEOUT_S,
-        progress: Progress | None = None,
+        progress: ProgressOption = None,
+        columns: Sequence[str] | None = None,
     ) -> Graph:
         """Return the k nearest points of data for every row of Q, exactly; a row that is a point of data finds it.
 
@@ -128,7 +165,9 @@ class Client:
         Other arguments as in `graph`.
         """
         spec = calls.spec_document(None, {"k": k, "metric": metric})
-        return self._run(calls.query(data, Q, spec, Deadline(timeout), progress))
+        points, queries = _points(data, columns), _points(Q, columns)
+        with watched(progress) as told:
+            return self._call(calls.query(points, queries, spec, Deadline(timeout), told))
 
     def track(
         self,
@@ -147,6 +186,7 @@ class Client:
         policy: RefreshPolicy | None = None,
         events: EventHandler | None = None,
         timeout: float | None = DEFAULT_TIMEOUT_S,
+        columns: Sequence[str] | None = None,
         **fields: Any,
     ) -> Session:
         """Begin to follow a training loop: upload, build the first graph, wait for it; the rest happens in `Session.step`.
@@ -159,7 +199,7 @@ class Client:
         kind, k, order, seed, accuracy, fields: the rest of the spec.
         policy:      when new hyperparameters cause a new graph.
         events:      called with every event, besides `Session.events`: swaps in the loop's thread, all else in the background.
-        timeout:     seconds until the first graph must be here.
+        timeout:     seconds until the first graph must be here. columns: as in `upload`.
         """
         spec = track_spec(
             kind,
@@ -171,7 +211,7 @@ class Client:
             lengthscale=lengthscale,
             variance=variance,
         )
-        following = Following(data, spec, policy or RefreshPolicy(), threading.Event, events)
+        following = Following(_points(data, columns), spec, policy or RefreshPolicy(), threading.Event, events)
         background = Background(self._run, following)
         session = Session(background, timeout)
         self._sessions.add(background)
@@ -183,6 +223,9 @@ class Client:
             session.stop()
         self._http.close()
 
+    def __repr__(self) -> str:
+        return f"Client({_url(self._http.base_url)!r})"
+
     def __enter__(self) -> Client:
         return self
 
@@ -191,13 +234,17 @@ class Client:
     ) -> None:
         self.close()
 
+    def _call(self, flow: Flow[T]) -> T:
+        """Run a flow that the caller waits for, its calls repeated while the service is away."""
+        return self._run(retried(flow, self._retries))
+
     def _run(self, flow: Flow[T]) -> T:
         try:
             step = next(flow)
             while True:
                 try:
                     value = self._perform(step)
-                except ClientError as error:
+                except (ClientError, KeyboardInterrupt) as error:
                     step = flow.throw(error)
                 else:
                     step = flow.send(value)
@@ -217,20 +264,21 @@ class Client:
                 return bell.wait(seconds)
 
     def _exchange(self, call: Call) -> Reply:
-        content = call.content() if call.body is None else _pieces(call, call.body)
+        content = call.content() if call.body is None else call.pieces()
         request = self._http.build_request(
             call.method, call.path, content=content, headers=call.headers(), timeout=_timeouts(call)
         )
         try:
             response = self._http.send(request, stream=True)
             try:
+                self._has_answered = True
                 intake = Intake(call, response.status_code, response.headers)
                 for piece in response.iter_bytes():
                     intake.feed(piece)
             finally:
                 response.close()
         except httpx.RequestError as error:
-            raise _unanswered(error, self._http.base_url, call) from error
+            raise _unanswered(error, self._http.base_url, call, self._has_answered) from error
         return intake.reply()
 
 
@@ -241,18 +289,33 @@ class AsyncClient:
         self,
         url: str = "http://127.0.0.1:8000",
         *,
+        api_key: str | None = None,
+        retries: int = Retries.count,
         headers: Mapping[str, str] | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         base = _base_url(url)
+        self._retries = Retries(retries)
+        self._has_answered = False
         self._http = httpx.AsyncClient(
-            base_url=base, headers=headers, transport=transport, trust_env=_uses_proxies(base)
+            base_url=base.copy_with(userinfo=b""),
+            headers=_headers(base, headers, api_key),
+            transport=transport,
+            trust_env=_uses_proxies(base),
         )
         self._sessions: set[AsyncSession] = set()
 
-    async def upload(self, X: Any, *, timeout: float | None = DEFAULT_TIMEOUT_S) -> str:  # noqa: ASYNC109
+    async def upload(
+        self,
+        X: Any,
+        *,
+        timeout: float | None = DEFAULT_TIMEOUT_S,  # noqa: ASYNC109  (a deadline of the whole flow, as in Client)
+        progress: ProgressOption = None,
+        columns: Sequence[str] | None = None,
+    ) -> str:
         """Bring the points X to the service, unless it has them already; see `Client.upload`."""
-        return await self._run(calls.upload(X, Deadline(timeout)))
+        with watched(progress) as told:
+            return await self._call(calls.upload(npy_body(X, columns).points, Deadline(timeout), told))
 
     async def graph(
         self,
@@ -260,11 +323,14 @@ class AsyncClient:
         spec: Mapping[str, Any] | None = None,
         *,
         timeout: float | None = DEFAULT_TIMEOUT_S,  # noqa: ASYNC109  (a deadline of the whole flow, as in Client)
-        progress: Progress | None = None,
+        progress: ProgressOption = None,
+        columns: Sequence[str] | None = None,
         **fields: Any,
     ) -> Graph:
         """Return the graph that spec asks for, from the cache or built now; see `Client.graph`."""
-        return await self._run(calls.graph(data, calls.spec_document(spec, fields), Deadline(timeout), progress))
+        wanted = calls.spec_document(spec, fields)
+        with watched(progress) as told:
+            return await self._call(calls.graph(_points(data, columns), wanted, Deadline(timeout), told))
 
     async def knn(
         self,
@@ -273,10 +339,13 @@ class AsyncClient:
         metric: Any = "euclidean",
         *,
         timeout: float | None = DEFAULT_TIMEOUT_S,  # noqa: ASYNC109
-        progress: Progress | None = None,
+        progress: ProgressOption = None,
+        columns: Sequence[str] | None = None,
     ) -> Graph:
         """Return the exact k-nearest-neighbor graph, each point itself excluded; see `Client.knn`."""
-        return await self.graph(data, kind="knn", k=k, metric=metric, timeout=timeout, progress=progress)
+        return await self.graph(
+            data, kind="knn", k=k, metric=metric, timeout=timeout, progress=progress, columns=columns
+        )
 
     async def vecchia(
         self,
@@ -287,11 +356,12 @@ class AsyncClient:
         *,
         seed: int = 0,
         timeout: float | None = DEFAULT_TIMEOUT_S,  # noqa: ASYNC109
-        progress: Progress | None = None,
+        progress: ProgressOption = None,
+        columns: Sequence[str] | None = None,
     ) -> Graph:
         """Return the exact Vecchia graph: row r lists the k nearest among ranks 0 … r-1; see `Client.vecchia`."""
         fields = {"kind": "vecchia", "k": k, "order": order, "metric": metric, "seed": seed}
-        return await self.graph(data, fields, timeout=timeout, progress=progress)
+        return await self.graph(data, fields, timeout=timeout, progress=progress, columns=columns)
 
     async def query(
         self,
@@ -301,11 +371,14 @@ class AsyncClient:
         metric: Any = "euclidean",
         *,
         timeout: float | None = DEFAULT_TIMEOUT_S,  # noqa: ASYNC109
-        progress: Progress | None = None,
+        progress: ProgressOption = None,
+        columns: Sequence[str] | None = None,
     ) -> Graph:
         """Return the k nearest points of data for every row of Q, exactly; see `Client.query`."""
         spec = calls.spec_document(None, {"k": k, "metric": metric})
-        return await self._run(calls.query(data, Q, spec, Deadline(timeout), progress))
+        points, queries = _points(data, columns), _points(Q, columns)
+        with watched(progress) as told:
+            return await self._call(calls.query(points, queries, spec, Deadline(timeout), told))
 
     def track(
         self,
@@ -324,6 +397,7 @@ class AsyncClient:
         policy: RefreshPolicy | None = None,
         events: EventHandler | None = None,
         timeout: float | None = DEFAULT_TIMEOUT_S,
+        columns: Sequence[str] | None = None,
         **fields: Any,
     ) -> AsyncSession:
         """Begin to follow a training loop, with `async with` or `await`; arguments as in `Client.track`."""
@@ -337,7 +411,7 @@ class AsyncClient:
             lengthscale=lengthscale,
             variance=variance,
         )
-        following = Following(data, spec, policy or RefreshPolicy(), asyncio.Event, events)
+        following = Following(_points(data, columns), spec, policy or RefreshPolicy(), asyncio.Event, events)
         session = AsyncSession(self._run, following, timeout, lambda: self._sessions.discard(session))
         self._sessions.add(session)
         return session
@@ -348,6 +422,9 @@ class AsyncClient:
             await session.aclose()
         await self._http.aclose()
 
+    def __repr__(self) -> str:
+        return f"AsyncClient({_url(self._http.base_url)!r})"
+
     async def __aenter__(self) -> AsyncClient:
         return self
 
@@ -356,13 +433,17 @@ class AsyncClient:
     ) -> None:
         await self.aclose()
 
+    async def _call(self, flow: Flow[T]) -> T:
+        """Run a flow that the caller waits for, its calls repeated while the service is away."""
+        return await self._run(retried(flow, self._retries))
+
     async def _run(self, flow: Flow[T]) -> T:
         try:
             step = next(flow)
             while True:
                 try:
                     value = await self._perform(step)
-                except ClientError as error:
+                except (ClientError, asyncio.CancelledError, KeyboardInterrupt) as error:
                     step = flow.throw(error)
                 else:
                     step = flow.send(value)
@@ -383,21 +464,31 @@ class AsyncClient:
                     await asyncio.wait_for(bell.wait(), seconds)
 
     async def _exchange(self, call: Call) -> Reply:
-        content = call.content() if call.body is None else _async_pieces(call, call.body)
+        content = call.content() if call.body is None else _async_pieces(call)
         request = self._http.build_request(
             call.method, call.path, content=content, headers=call.headers(), timeout=_timeouts(call)
         )
         try:
             response = await self._http.send(request, stream=True)
             try:
+                self._has_answered = True
                 intake = Intake(call, response.status_code, response.headers)
                 async for piece in response.aiter_bytes():
                     intake.feed(piece)
             finally:
                 await response.aclose()
         except httpx.RequestError as error:
-            raise _unanswered(error, self._http.base_url, call) from error
+            raise _unanswered(error, self._http.base_url, call, self._has_answered) from error
         return intake.reply()
+
+
+def _points(data: Any, columns: Sequence[str] | None) -> Any:
+    """Return points as they are sent, or a dataset id as it is."""
+    if not isinstance(data, str):
+        return npy_body(data, columns).points
+    if columns is not None:
+        raise InvalidArray("columns choose from a data frame, and this is the id of a dataset; leave them out")
+    return data
 
 
 def _base_url(url: str) -> httpx.URL:
@@ -408,6 +499,27 @@ def _base_url(url: str) -> httpx.URL:
     if base.scheme not in ("http", "https") or not base.host:
         raise ValueError(f"{url!r} is not the URL of a service; use one such as http://127.0.0.1:8000")
     return base
+
+
+def _headers(base: httpx.URL, headers: Mapping[str, str] | None, api_key: str | None) -> httpx.Headers:
+    """Return the headers of every request.
+
+    A key that is given goes before a header, that before a name and password in the URL, and these before the environment's
+    key. The URL itself is used without them, for httpx logs it.
+    """
+    out = httpx.Headers(headers)
+    if base.userinfo and "authorization" not in out:
+        pair = f"{base.username}:{base.password}".encode()
+        out["Authorization"] = f"Basic {b64encode(pair).decode()}"
+    if api_key is not None or "authorization" not in out:
+        key = key_to_send(api_key)
+        if key is not None:
+            out["Authorization"] = f"Bearer {key}"
+    return out
+
+
+def _url(base: httpx.URL) -> str:
+    return str(base).rstrip("/")
 
 
 def _uses_proxies(base: httpx.URL) -> bool:
@@ -423,27 +535,34 @@ def _timeouts(call: Call) -> httpx.Timeout:
     return httpx.Timeout(silence_s, connect=min(silence_s, calls.CONNECT_TIMEOUT_S))
 
 
-def _pieces(call: Call, body: NpyBody) -> Iterator[bytes]:
-    for piece in body.pieces():
-        call.check_deadline()
+async def _async_pieces(call: Call) -> AsyncIterator[bytes]:
+    for piece in call.pieces():
         yield piece
 
 
-async def _async_pieces(call: Call, body: NpyBody) -> AsyncIterator[bytes]:
-    for piece in _pieces(call, body):
-        yield piece
-
-
-def _unanswered(error: httpx.RequestError, base: httpx.URL, call: Call) -> Exception:
-    """Return the error for a request that got no whole answer."""
-    if isinstance(error, httpx.TimeoutException):
+def _unanswered(error: httpx.RequestError, base: httpx.URL, call: Call, has_answered: bool) -> Exception:
+    """Return the error for a request that got no whole answer; has_answered: to this client, ever."""
+    late = isinstance(error, httpx.TimeoutException)
+    if late:
         call.check_deadline()
-    url = str(base).rstrip("/")
+    url, reason = _url(base), str(error) or type(error).__name__
+    if isinstance(error, httpx.ConnectError) and isinstance(_root(error), ssl.SSLError):
+        return ServerUnavailable(
+            f"no encrypted connection to {url} ({reason}); check http:// or https://, and the certificate",
+            can_repeat=False,
+        )
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
         return ServerUnavailable(
-            f"nothing answers at {url}; start the service with 'pcct up', or give the client the URL where it runs"
+            f"nothing answers at {url}; start the service with 'pcct up', or give the client the URL where it runs ({reason})",
+            can_repeat=has_answered,
         )
-    reason = str(error) or type(error).__name__
     return ServerUnavailable(
-        f"the connection to {url} broke during {call.method} /{call.path} ({reason}); nothing is lost: call again"
+        f"the connection to {url} broke during {call.method} /{call.path} ({reason}); nothing is lost: call again",
+        can_repeat=not late,
     )
+
+
+def _root(error: BaseException) -> BaseException:
+    """Return what an error comes from at last."""
+    cause = error.__cause__ or error.__context__
+    return error if cause is None else _root(cause)

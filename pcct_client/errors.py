@@ -9,16 +9,23 @@ ClientError
 ├── ServerUnavailable                     nobody answered at the URL, or the service cannot work now (502, 503, 504)
 ├── WaitTimeout (also a TimeoutError)     the answer did not come within `timeout`; a build goes on meanwhile
 ├── BuildFailed                           the service gave the build up; `state` is "failed" or "cancelled"
+├── InvalidKey (also a ValueError)        the API key cannot be sent as it is
+├── VersionMismatch                       the service speaks another version of the contract
 ├── BadAnswer                             what came back is not what a pcct service says
+│   └── TruncatedAnswer                       an array ended before its end
 └── RequestRefused                        the service said no; has status, type, title, detail, row, field
     ├── InvalidRequest (also a ValueError)    the points or the specification cannot be used; see `row`, `field`
+    ├── Unauthorized                          the API key is missing or wrong
+    ├── Forbidden                             the API key does not allow this
     ├── NotFound                              no such dataset or graph
+    ├── RateLimited                           too many requests; `retry_after_s` says when there may be more
     └── TooLarge                              more bytes than the service takes
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Any
 
 
@@ -49,12 +56,14 @@ class SessionClosed(ClientError):
 class ServerUnavailable(ClientError):
     """No service answered; nothing that was uploaded or built is lost, so the same call can be made again.
 
-    retry_after_s: how long the service asked to wait before that, or None.
+    retry_after_s: how long the service asked to wait before that, or None. can_repeat: whether trying again within the
+    same call can help.
     """
 
-    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+    def __init__(self, message: str, retry_after_s: float | None = None, can_repeat: bool = True) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+        self.can_repeat = can_repeat
 
 
 class WaitTimeout(ClientError, TimeoutError):
@@ -85,6 +94,29 @@ class BadAnswer(ClientError):
     """The answer cannot be read: the URL is not a pcct service, or something between changed it."""
 
 
+class TruncatedAnswer(BadAnswer):
+    """The connection ended inside an array; none of it is returned."""
+
+
+class InvalidKey(ClientError, ValueError):
+    """The API key holds what no header can; the message does not show it."""
+
+
+class VersionMismatch(ClientError):
+    """The service speaks another version of the contract than this client.
+
+    ours, theirs: the versions.
+    """
+
+    def __init__(self, ours: str, theirs: str) -> None:
+        super().__init__(
+            f"the service speaks version {theirs} of the contract, this client version {ours}; "
+            "install the client that comes with that service"
+        )
+        self.ours = ours
+        self.theirs = theirs
+
+
 class RequestRefused(ClientError):
     """The service refused the request, and says why as RFC 9457 problem+json.
 
@@ -92,15 +124,18 @@ class RequestRefused(ClientError):
     row: first offending row of the array, or None. field: offending field of the specification, or None.
     """
 
+    fix = ""
+
     def __init__(self, status: int, problem: Mapping[str, Any]) -> None:
         self.status = status
         self.type = str(problem.get("type", "about:blank"))
-        self.title = str(problem.get("title") or f"HTTP {status}")
+        self.title = str(problem.get("title") or _phrase(status))
         self.detail = str(problem.get("detail") or "")
         row, field = problem.get("row"), problem.get("field")
         self.row = row if isinstance(row, int) else None
         self.field = field if isinstance(field, str) else None
-        super().__init__(f"{self.title}: {self.detail}" if self.detail else self.title)
+        said = f"{self.title}: {self.detail}" if self.detail else self.title
+        super().__init__(f"{said}; {self.fix}" if self.fix else said)
 
 
 class InvalidRequest(RequestRefused, ValueError):
@@ -111,16 +146,51 @@ class NotFound(RequestRefused):
     """The dataset or graph is not there: never made, deleted, or evicted."""
 
 
+class Unauthorized(RequestRefused):
+    """The service wants an API key, and got none or one that it does not know."""
+
+    fix = "give a valid key: Client(url, api_key=…), or the environment variable PCCT_API_KEY"
+
+
+class Forbidden(RequestRefused):
+    """The API key is valid and does not allow this."""
+
+    fix = "use a key with a larger scope, or ask whoever runs the service for one"
+
+
+class RateLimited(RequestRefused):
+    """Too many requests in a short time.
+
+    retry_after_s: how long the service asked to wait, or None.
+    """
+
+    fix = "wait a little, or ask for less at once"
+
+    def __init__(self, status: int, problem: Mapping[str, Any], retry_after_s: float | None = None) -> None:
+        super().__init__(status, problem)
+        self.retry_after_s = retry_after_s
+
+
 class TooLarge(RequestRefused):
     """The upload is larger than the service is set up to take."""
 
 
+_STATUSES = frozenset(HTTPStatus)
+
 _BY_STATUS: dict[int, type[RequestRefused]] = {
     400: InvalidRequest,
+    401: Unauthorized,
+    403: Forbidden,
     404: NotFound,
     413: TooLarge,
     422: InvalidRequest,
+    429: RateLimited,
 }
+
+
+def _phrase(status: int) -> str:
+    """Return a status in words, for answers without a body as those to HEAD."""
+    return HTTPStatus(status).phrase if status in _STATUSES else f"HTTP {status}"
 
 
 def refusal(status: int, problem: Mapping[str, Any]) -> RequestRefused:

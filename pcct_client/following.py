@@ -430,7 +430,7 @@ class Following:
         graph = None
         if graph_id != self._newest_id:
             fetched = yield from calls.fetch_graph(graph_id, self._dataset, deadline)
-            graph = replace(fetched, version=version, changed=True)
+            graph = replace(fetched, version=version, changed=True, points=self._points)
         with self._lock:
             if self._track != track:
                 return  # replaced meanwhile by one that counts on from the version before

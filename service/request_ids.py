@@ -1,4 +1,7 @@
-"""Every request has an id: the client's own `X-Request-Id`, or a new one. It is in the answer and in every line of the log."""
+"""Every request has an id: the client's own `X-Request-Id`, or a new one. It is in the answer and in every line of the log.
+
+Every answer also says which version of the contract it keeps, also where there is nothing at the path.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from worker.logs import set_request_id
 
 HEADER = "X-Request-Id"
+
+# What a client must speak to be understood: it goes up when an answer changes in a way that clients cannot ignore.
+CONTRACT_HEADER, CONTRACT = "Pcct-Contract", "1"
 
 # Short, and without what could end a line of a log or begin markup in whatever shows it.
 _SANE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/+=-]{0,127}", re.ASCII)
@@ -33,7 +39,9 @@ class RequestIds:
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)[HEADER] = id
+                headers = MutableHeaders(scope=message)
+                headers[HEADER] = id
+                headers[CONTRACT_HEADER] = CONTRACT
             await send(message)
 
         await self._app(scope, receive, send_with_id)

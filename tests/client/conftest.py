@@ -96,7 +96,7 @@ class Blocking:
         import asyncio
 
         async def call(*args, **options):
-            async with AsyncClient("http://pcct.test", transport=self.transport) as client:
+            async with AsyncClient("http://pcct.test", transport=self.transport, retries=0) as client:
                 return await getattr(client, name)(*args, **options)
 
         return lambda *args, **options: asyncio.run(call(*args, **options))
@@ -111,7 +111,7 @@ def service():
 def client(request, service):
     transport = httpx.MockTransport(service)
     if request.param == "Client":
-        with Client("http://pcct.test", transport=transport) as client:
+        with Client("http://pcct.test", transport=transport, retries=0) as client:
             yield client
     else:
         yield Blocking(transport)

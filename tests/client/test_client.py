@@ -1,5 +1,8 @@
+import asyncio
 import subprocess
 import sys
+import tracemalloc
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -16,9 +19,12 @@ from pcct_client import (
     RequestRefused,
     ServerUnavailable,
     TooLarge,
+    TruncatedAnswer,
+    VersionMismatch,
     WaitTimeout,
     dataset_id,
 )
+from pcct_client.retry import Retries
 
 POINTS = np.random.default_rng(5).normal(size=(3, 2))
 
@@ -274,7 +280,10 @@ async def test_a_silent_server_does_not_hang_the_client_async(serve_raw):
 
 def test_a_connection_that_breaks_says_to_call_again(serve_raw, npy):
     cut = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + npy(POINTS)
-    with Client(serve_raw(cut)) as client, pytest.raises(ServerUnavailable, match=r"broke during POST.*call again"):
+    with (
+        Client(serve_raw(cut), retries=0) as client,
+        pytest.raises(ServerUnavailable, match=r"broke during POST.*call again"),
+    ):
         client.knn("d" * 64)
 
 
@@ -313,3 +322,208 @@ def test_a_timeout_between_two_requests_is_one_too(serve_raw):
     absent = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
     with Client(serve_raw(absent)) as client, pytest.raises(WaitTimeout, match=r"the answer .*within 0 s"):
         client.upload(POINTS, timeout=0)
+
+
+def answer_again(service, key, *answers):
+    """Give these answers in turn, and then what the service says itself."""
+    left = list(answers)
+
+    def answer():
+        if len(left) == 1:
+            del service.instead[key]
+        return left.pop(0)
+
+    service.instead[key] = answer
+
+
+def test_another_version_of_the_service_is_named(client, service):
+    service.instead["HEAD", "datasets"] = httpx.Response(404, headers={"Pcct-Contract": "2"})
+    with pytest.raises(
+        VersionMismatch, match=r"speaks version 2 .* this client version 1; install the client"
+    ) as caught:
+        client.upload(POINTS)
+    assert (caught.value.ours, caught.value.theirs) == ("1", "2")
+    service.instead["HEAD", "datasets"] = httpx.Response(200, headers={"Pcct-Contract": "1"})
+    assert client.upload(POINTS) == dataset_id(POINTS)
+
+
+def test_points_that_were_evicted_between_two_calls_are_brought_again(client, service):
+    def evicted():
+        del service.instead["POST", "graphs"]
+        service.datasets.clear()
+        return httpx.Response(404, json={"type": "/problems/unknown-dataset", "title": "No such dataset"})
+
+    client.upload(POINTS)
+    service.instead["POST", "graphs"] = evicted
+    assert client.knn(POINTS, k=2).neighbors.shape == (3, 2)
+    assert [each.split(" /")[0] + each[-9:] for each in service.said()].count("POST/datasets") == 2
+    service.instead["POST", "graphs"] = evicted
+    assert client.query(POINTS, "b" * 64, k=2).neighbors.shape == (3, 2)
+
+
+def test_a_dataset_id_that_is_gone_cannot_be_brought_again(client, service):
+    gone = httpx.Response(404, json={"type": "/problems/unknown-dataset", "title": "No such dataset"})
+    service.instead["POST", "graphs"] = gone
+    with pytest.raises(NotFound, match="No such dataset"):
+        client.knn("d" * 64, k=2)
+    assert len(service.requests) == 1
+    with pytest.raises(NotFound, match="No such dataset"):
+        client.knn(POINTS, k=2)
+    assert [said for said in service.said() if said == "POST /graphs"] == ["POST /graphs"] * 3
+
+
+def test_calls_are_made_again_while_the_service_is_away(service):
+    away = httpx.Response(503, headers={"Retry-After": "0"})
+    answer_again(service, ("HEAD", "datasets"), away)
+    answer_again(service, ("POST", "graphs"), away, httpx.Response(429, headers={"Retry-After": "0"}))
+    answer_again(service, ("GET", "neighbors"), away)
+    with Client("http://pcct.test", transport=httpx.MockTransport(service)) as client:
+        assert client.knn(POINTS, k=2).neighbors.shape == (3, 2)
+    assert service.said().count("POST /graphs") == 3
+
+
+def test_a_service_that_never_answered_is_not_waited_for():
+    asked = []
+
+    def refuse(request):
+        asked.append(request)
+        raise httpx.ConnectError("refused")
+
+    with (
+        Client(transport=httpx.MockTransport(refuse)) as client,
+        pytest.raises(ServerUnavailable, match=r"pcct up.*refused"),
+    ):
+        client.upload(POINTS)
+    assert len(asked) == 1
+
+
+def test_a_service_that_comes_back_is_waited_for(service, monkeypatch):
+    monkeypatch.setattr("pcct_client.client.Retries", lambda count: Retries(count, first_s=0.01))
+    failures = [httpx.ConnectError("refused"), httpx.ReadError("reset"), httpx.RemoteProtocolError("cut")]
+
+    def answer(request):
+        if service.requests and failures:
+            raise failures.pop()
+        return service(request)
+
+    with Client("http://pcct.test", transport=httpx.MockTransport(answer)) as client:
+        assert client.knn(POINTS, k=2).neighbors.shape == (3, 2)
+    assert not failures
+
+
+def test_a_download_cut_short_is_fetched_again_or_refused_never_half(service, npy, monkeypatch):
+    monkeypatch.setattr("pcct_client.client.Retries", lambda count: Retries(count, first_s=0.01))
+
+    def cut():
+        return httpx.Response(200, stream=httpx.ByteStream(npy(service.arrays["neighbors"])[:-4]))
+
+    answer_again(service, ("GET", "neighbors"), cut())
+    with Client("http://pcct.test", transport=httpx.MockTransport(service)) as client:
+        np.testing.assert_array_equal(client.knn(POINTS, k=2).neighbors, service.arrays["neighbors"])
+        service.instead["GET", "neighbors"] = cut
+        with pytest.raises(TruncatedAnswer, match="cut short, and none of it is kept; call again"):
+            client.knn(POINTS, k=2)
+
+
+def interrupted(service, key, error):
+    """Raise an error in the middle of a request, once."""
+
+    def answer():
+        del service.instead[key]
+        raise error
+
+    service.instead[key] = answer
+
+
+@pytest.mark.parametrize("key", [("POST", "graphs"), ("GET", "graphs")], ids=["while asking", "while waiting"])
+def test_ctrl_c_cancels_the_build(service, key):
+    service.states = ["running"]
+    service.instead["DELETE", "graphs"] = httpx.Response(204)
+    interrupted(service, key, KeyboardInterrupt())
+    with Client("http://pcct.test", transport=httpx.MockTransport(service)) as client, pytest.raises(KeyboardInterrupt):
+        client.knn(POINTS, k=2)
+    assert service.said()[-1] == f"DELETE /graphs/{'g' * 64}"
+
+
+def test_ctrl_c_in_the_callback_cancels_the_build(client, service):
+    def tell(state, progress):
+        raise KeyboardInterrupt
+
+    service.states = ["running"]
+    service.instead["DELETE", "graphs"] = httpx.Response(204)
+    with pytest.raises(KeyboardInterrupt):
+        client.knn("d" * 64, k=2, progress=tell)
+    assert service.said()[-1].startswith("DELETE /graphs/")
+
+
+def test_ctrl_c_is_not_held_up_by_a_service_that_refuses_to_cancel(service):
+    service.states = ["running"]
+    service.instead["DELETE", "graphs"] = httpx.Response(500, text="no")
+    interrupted(service, ("GET", "graphs"), KeyboardInterrupt())
+    with Client("http://pcct.test", transport=httpx.MockTransport(service)) as client, pytest.raises(KeyboardInterrupt):
+        client.knn(POINTS, k=2)
+
+
+def test_ctrl_c_leaves_a_graph_alone_that_is_there(service):
+    interrupted(service, ("GET", "neighbors"), KeyboardInterrupt())
+    with Client("http://pcct.test", transport=httpx.MockTransport(service)) as client, pytest.raises(KeyboardInterrupt):
+        client.knn(POINTS, k=2)
+    assert not [said for said in service.said() if said.startswith("DELETE")]
+
+
+@pytest.mark.anyio
+async def test_a_cancelled_task_cancels_the_build(service):
+    service.states = ["running"]
+    service.instead["DELETE", "graphs"] = httpx.Response(204)
+    async with AsyncClient("http://pcct.test", transport=httpx.MockTransport(service)) as client:
+        looked = asyncio.Event()
+        waiting = asyncio.create_task(client.knn(POINTS, k=2, progress=lambda *_: looked.set()))
+        await looked.wait()
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+    assert service.said()[-1] == f"DELETE /graphs/{'g' * 64}"
+
+
+def test_downloads_take_no_more_memory_than_their_arrays(live_arrays):
+    url, arrays = live_arrays
+    size = sum(array.nbytes for array in arrays.values())
+    with Client(url) as client:
+        client.knn("d" * 64, k=2)
+        tracemalloc.start()
+        try:
+            graph = client.knn("d" * 64, k=2)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    np.testing.assert_array_equal(graph.neighbors, arrays["neighbors"])
+    assert size <= peak <= size + (2 << 20)
+
+
+def test_uploads_take_no_memory_beside_the_points(live_arrays):
+    points = np.zeros((1 << 20, 4))
+    with Client(live_arrays[0]) as client:
+        client.knn("d" * 64, k=2)
+        tracemalloc.start()
+        try:
+            client.upload(points)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert peak <= 8 << 20
+
+
+@pytest.fixture
+def live_arrays():
+    """A server on loopback, in a process of its own so that its memory is not counted, with a graph of 24 MB; its arrays."""
+    arrays = {
+        "neighbors": np.arange(1 << 21, dtype=np.int32).reshape(-1, 8),
+        "distances": np.arange(1 << 21, dtype=np.float64).reshape(-1, 8),
+    }
+    command = [sys.executable, Path(__file__).with_name("array_server.py")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield process.stdout.readline().strip(), arrays
+        finally:
+            process.kill()

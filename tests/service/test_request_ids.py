@@ -36,6 +36,13 @@ def logged() -> Iterator[Callable[[], list[dict]]]:
     structlog.reset_defaults()
 
 
+@pytest.mark.parametrize("path", ["/livez", "/v1/graphs/none", "/v2/graphs", "/readyz"])
+async def test_every_answer_names_the_contract(service, path):
+    from pcct_client.calls import CONTRACT, CONTRACT_HEADER
+
+    assert (await service.client.get(path)).headers[CONTRACT_HEADER] == CONTRACT
+
+
 @pytest.mark.parametrize("text", ["a", "4bf92f3577b34da6", "req-1_2.3:4@host/5+6=", "x" * 128])
 def test_sane_id_takes_what_tracing_sends(text):
     assert sane_id(text) == text
