@@ -296,8 +296,8 @@ class GraphSpec:
             raise InvalidSpec("a radius graph lists all points within its radius; leave out k", "k")
         if isinstance(self.metric, Residual):
             raise InvalidSpec(
-                "the residual metric has no radius graph: almost all points are nearly 1 apart there; "
-                "use 'euclidean' with the kernel's lengthscale, or the kind 'knn'",
+                "the residual metric takes no radius: almost all points are nearly 1 apart there; "
+                "use 'euclidean' with the kernel's lengthscale, or ask for k neighbors",
                 "metric.type",
             )
         object.__setattr__(self, "k", 0)

@@ -54,6 +54,21 @@ def array_stream(
     return ArrayStream(info.name, info.dtype, (stop - start, k), _nearest(rows, info, k))
 
 
+async def row_stream(store: Store, record: GraphRecord, info: ArrayInfo, start: int, stop: int) -> ArrayStream:
+    """Return what rows start … stop-1 of a graph with offsets have in one of its arrays.
+
+    Of the offsets these are stop - start + 1, counted from the first of these rows: the arrays of the same rows fit together.
+    """
+    offsets = record.arrays["offsets"]
+    if stop - start == offsets.shape[0] - 1:
+        return array_stream(store, record.id, info)
+    first = await _read_offset(store, record.id, start)
+    if info.name != "offsets":
+        return array_stream(store, record.id, info, first, await _read_offset(store, record.id, stop))
+    rows = store.read_rows(record.id, info.name, start, stop + 1)
+    return ArrayStream(info.name, info.dtype, (stop - start + 1,), _counted_from(rows, info, first))
+
+
 class Body(NamedTuple):
     """What an answer carries.
 
@@ -135,6 +150,16 @@ async def _filled(pieces: AsyncIterator[bytes]) -> bytes:
 async def _nearest(rows: AsyncIterator[bytes], info: ArrayInfo, k: int) -> AsyncIterator[bytes]:
     async for piece in rows:
         yield np.frombuffer(piece, info.dtype).reshape(-1, info.shape[1])[:, :k].tobytes()
+
+
+async def _counted_from(rows: AsyncIterator[bytes], info: ArrayInfo, first: int) -> AsyncIterator[bytes]:
+    async for piece in rows:
+        yield (np.frombuffer(piece, info.dtype) - first).tobytes()
+
+
+async def _read_offset(store: Store, graph_id: str, row: int) -> int:
+    pieces = [piece async for piece in store.read_rows(graph_id, "offsets", row, row + 1)]
+    return int.from_bytes(b"".join(pieces), "little")
 
 
 def has_tag(if_none_match: str | None, etag: str) -> bool:

@@ -83,8 +83,11 @@ def work(lifeline_fd: _LifelineFd = None) -> None:
 @app.command()
 def graph(
     points: Annotated[Path, typer.Argument(help="Points as .npy: (n, d) numbers.", metavar="POINTS.npy")],
-    k: Annotated[int, typer.Option("-k", help="Neighbors per point.")] = 30,
-    kind: Annotated[str, typer.Option(help="knn or vecchia.")] = "knn",
+    k: Annotated[int | None, typer.Option("-k", help="Neighbors per point.", show_default="30")] = None,
+    kind: Annotated[str, typer.Option(help="knn, vecchia or radius.")] = "knn",
+    radius: Annotated[
+        float | None, typer.Option(help="radius: largest distance of a neighbor, in the metric's unit.")
+    ] = None,
     metric: Annotated[
         str, typer.Option(help="euclidean, haversine (longitude, latitude in degrees), cosine or residual.")
     ] = "euclidean",
@@ -112,7 +115,7 @@ def graph(
     from service.local import build_file
 
     description = _read_metric(metric, lengthscale, kernel=kernel, variance=variance, inducing=inducing)
-    spec = _read_spec(description, accuracy, gate, kind=kind, k=k, order=order, seed=seed)
+    spec = _read_spec(description, accuracy, gate, kind=kind, k=k, radius=radius, order=order, seed=seed)
     print(build_file(points, spec, output))
 
 
@@ -190,7 +193,7 @@ def _read_spec(metric: dict[str, Any], accuracy: str | None, gate: str | None, *
     from pcct_core.errors import InvalidSpec
     from pcct_core.spec import GraphSpec
 
-    wish: dict[str, Any] = {**fields, "metric": metric}
+    wish: dict[str, Any] = {name: value for name, value in fields.items() if value is not None} | {"metric": metric}
     if gate is not None:
         wish["gate"] = gate
     if accuracy is not None:

@@ -19,6 +19,7 @@ from service.problems import UploadStalled
 from service.settings import ServiceSettings
 from service.wire import BodyTooLarge, Layout, npy_header, points_decoder
 from worker.query import QuerySpec, check_query
+from worker.settings import ENTRY_BYTES
 from worker.store import Dataset, Store
 
 M = TypeVar("M", bound=BaseModel)
@@ -26,8 +27,6 @@ M = TypeVar("M", bound=BaseModel)
 # Metrics that are not defined on every row. Where they fail is noted while the rows pass by, so that a graph that
 # cannot be is refused when it is asked for, without reading the points again.
 _PARTIAL_METRICS: tuple[Metric, ...] = (Haversine(), Cosine())
-
-_ENTRY_BYTES = 4 + 8  # an int32 neighbor and a distance, counted as float64
 
 
 class Purpose(NamedTuple):
@@ -75,7 +74,7 @@ def check_query_between(asked: Dataset, queries: Dataset, spec: QuerySpec, setti
 def _check_cost(rows: int, k: int, settings: ServiceSettings) -> None:
     if k > settings.max_k:
         raise InvalidSpec(f"k is {k}, this service allows k ≤ {settings.max_k}", "k")
-    size = rows * k * _ENTRY_BYTES
+    size = rows * k * ENTRY_BYTES
     if size > settings.max_graph_bytes:
         raise InvalidSpec(
             f"k is {k} for {rows} points: a graph of {size} bytes, the limit is {settings.max_graph_bytes}", "k"

@@ -102,9 +102,13 @@ def _summary(graph: Graph, target: Path, shape: tuple[int, ...], seconds: float)
     spec, certificate = graph.spec, graph.certificate
     metric = spec.metric.to_json()["type"]
     order = f" in {spec.order} order" if spec.kind == "vecchia" else ""
+    wanted = f"k = {spec.k}"
+    if graph.offsets is not None:
+        each = len(graph.neighbors) / shape[0]
+        wanted = f"{len(graph.neighbors):,} neighbors within {spec.radius:g}, {each:.1f} per point"
     exact = "exact" if certificate.exact else "not exact"
     return (
-        f"{target}: {spec.kind} graph{order} of {shape[0]} points in {shape[1]} dimensions, k = {spec.k}, {metric}; "
+        f"{target}: {spec.kind} graph{order} of {shape[0]} points in {shape[1]} dimensions, {wanted}, {metric}; "
         f"{exact} in {certificate.dtype} ({certificate.method}); {seconds:.2f} s"
     )
 

@@ -35,11 +35,6 @@ class ServiceSettings(SharedSettings):
         default=1 << 20, ge=1024, description="Largest body of any other request, bytes. Default: 1 MiB."
     )
     max_k: int = Field(default=1024, ge=1, description="Most neighbors per row of a graph. Default: 1024.")
-    max_graph_bytes: int = Field(
-        default=16 << 30,
-        ge=1,
-        description="Largest graph that may be asked for, bytes of neighbors and distances. Default: 16 GiB.",
-    )
     upload_idle_s: float = Field(
         default=60.0, gt=0, description="Longest pause inside an upload before it is given up, seconds. Default: 60."
     )

@@ -142,7 +142,8 @@ def _title(item: Mapping[str, Any]) -> str:
     if not isinstance(spec, Mapping):
         return ""
     metric = spec.get("metric")
-    words = [spec.get("kind"), f"k={spec.get('k')}", metric.get("type") if isinstance(metric, Mapping) else None]
+    wanted = f"radius={spec['radius']:g}" if isinstance(spec.get("radius"), float) else f"k={spec.get('k')}"
+    words = [spec.get("kind"), wanted, metric.get("type") if isinstance(metric, Mapping) else None]
     return " ".join(str(word) for word in words if word is not None)
 
 

@@ -58,6 +58,7 @@ def load_warm_build() -> Build:
         for d, metric in ((2, Haversine()), (3, Euclidean(0.5)), (3, Cosine()), (24, Euclidean())):
             points = generator.uniform(1.0, 2.0, (300, d)).astype(dtype)
             build_graph(points, GraphSpec(kind="knn", k=4, metric=metric))
+            build_graph(points, GraphSpec(kind="radius", radius=0.1, metric=metric))
             answer_query(points, points[:40], QuerySpec(_NOBODY, 4, metric))
             for order in orders if d == 3 else orders[:1]:
                 build_graph(points, GraphSpec(kind="vecchia", k=4, metric=metric, order=order))

@@ -26,15 +26,16 @@ from redis.exceptions import TimeoutError as StoreTimeoutError
 
 from pcct_core.errors import Cancelled, InvalidPoints, InvalidSpec, NotPositiveDefinite
 from pcct_core.lookup import GateLookup
-from pcct_core.spec import GraphSpec, Residual
+from pcct_core.spec import MAX_PAIRS, GraphSpec, Residual
 from worker.logs import on_behalf_of
 from worker.metrics import observe_build
-from worker.query import QueryAnswer, QuerySpec, Wish, answer_query, metric_references, wish_from_json
-from worker.settings import WorkerSettings
+from worker.query import QueryAnswer, QuerySpec, TreeCache, Wish, answer_query, metric_references, wish_from_json
+from worker.settings import ENTRY_BYTES, WorkerSettings
 from worker.store import DamagedData, GraphRecord, Store, UnknownDataset
 from worker.tasks import Queue
 
 if TYPE_CHECKING:
+    from pcct_core.covertree import CoverTree
     from pcct_core.graph import Graph
     from pcct_core.parallel import CancelToken, Progress
 
@@ -60,6 +61,7 @@ class Build(Protocol):
         cancel: CancelToken | None = None,
         threads: int | None = None,
         lookup: GateLookup | None = None,
+        max_pairs: int = MAX_PAIRS,
     ) -> Graph:
         """Build the graph that spec asks for on the points X."""
         ...
@@ -80,6 +82,9 @@ class Runner:
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     threads: int | None = None
     graph: str | None = None
+
+    def __post_init__(self) -> None:
+        self._trees = TreeCache(self.settings.tree_cache_bytes)
 
     async def run_job(self, graph_id: str, request: str) -> None:
         """Do the job of one request; raises CancelledError only when the worker stops while the store is away."""
@@ -135,9 +140,8 @@ class Runner:
         self, record: GraphRecord, attempt: str, notice: Notice | None, log: structlog.stdlib.BoundLogger
     ) -> _End:
         log.info("job started", dataset=record.dataset[:12], spec=record.spec, attempt=record.attempts)
-        points = await self._patiently(lambda: self.store.load_points(record.dataset))
         spec = await self._with_arrays(wish_from_json(record.spec))
-        build = _BuildThread(await self._call(record.dataset, points, spec))
+        build = _BuildThread(await self._call(record.dataset, spec))
         if not await self._watch(build, record.id, attempt, notice):
             log.info("job stopped: not wanted any more")
             return _End("stopped")
@@ -149,6 +153,8 @@ class Runner:
         except Cancelled:
             await self._hand_back(record, attempt, log)
             return _End("handed-back")
+        if isinstance(graph, QueryAnswer):
+            self._trees.keep(record.dataset, spec.metric, graph.tree)
         if graph.lookup is not None:
             await self._keep_profile(record.dataset, spec, graph.lookup)
         published = await self._patiently(
@@ -158,13 +164,28 @@ class Runner:
         )
         return _End("published", graph.telemetry.seconds) if published else _End("overtaken")
 
-    async def _call(self, dataset: str, points: NDArray[Any], spec: Wish) -> Callable[..., Graph | QueryAnswer]:
+    async def _call(self, dataset: str, spec: Wish) -> Callable[..., Graph | QueryAnswer]:
         """Return what makes the answer, to be called with progress and cancel."""
+        max_pairs = self.settings.max_graph_bytes // ENTRY_BYTES
         if isinstance(spec, QuerySpec):
+            asked = await self._asked(dataset, spec)
             queries = await self._patiently(partial(self.store.load_points, spec.queries))
-            return partial(answer_query, points, queries, spec, threads=self.threads)
+            return partial(answer_query, asked, queries, spec, threads=self.threads, max_pairs=max_pairs)
+        points = await self._patiently(partial(self.store.load_points, dataset))
         call = partial(self.build, points, spec, threads=self.threads)
+        if spec.kind == "radius":
+            return partial(call, max_pairs=max_pairs)
         return partial(call, lookup=await self._profile(dataset, spec)) if spec.gate == "lookup" else call
+
+    async def _asked(self, dataset: str, spec: QuerySpec) -> NDArray[Any] | CoverTree:
+        """Return the tree of a dataset that was asked before, or its points; raises UnknownDataset when it was deleted."""
+        tree = self._trees.find(dataset, spec.metric)
+        if tree is None:
+            return await self._patiently(partial(self.store.load_points, dataset))
+        if await self._patiently(partial(self.store.dataset, dataset)) is None:
+            self._trees.drop(dataset)
+            raise UnknownDataset(dataset)
+        return tree
 
     async def _profile(self, dataset: str, spec: GraphSpec) -> GateLookup | None:
         """Return the gate lookup that the specification asks for, None when none was learned yet.

@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+ENTRY_BYTES = 4 + 8  # of a graph: an int32 neighbor and a distance, counted as float64
 LOCAL_REDIS_URL = "redis://127.0.0.1:6379/0"
 
 
@@ -48,6 +49,11 @@ class SharedSettings(BaseSettings):
         ge=1 << 10,
         le=256 << 20,
         description="Largest stored piece of an array, bytes. Default: 1 MiB.",
+    )
+    max_graph_bytes: int = Field(
+        default=16 << 30,
+        ge=1,
+        description="Largest graph that may be asked for, bytes of neighbors and distances. Default: 16 GiB.",
     )
     queue: str = Field(default="interactive", pattern="^[a-z0-9-]+$", description="Name of the queue of graphs.")
     refresh_queue: str = Field(default="refresh", pattern="^[a-z0-9-]+$", description="Name of the queue of tracks.")
@@ -101,6 +107,11 @@ class WorkerSettings(SharedSettings):
         default=600.0,
         gt=0,
         description="Longest build of a track's version before it is given up, seconds. Default: 600.",
+    )
+    tree_cache_bytes: int = Field(
+        default=256 << 20,
+        ge=0,
+        description="Trees of the datasets asked last that a worker keeps for their next query, bytes. Default: 256 MiB.",
     )
     shutdown_grace_s: float = Field(
         default=3.0, ge=0, description="How long a stopping worker waits for its build to notice, seconds. Default: 3."

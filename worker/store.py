@@ -38,7 +38,7 @@ from worker.settings import SharedSettings
 State: TypeAlias = Literal["queued", "running", "ready", "failed", "cancelled"]
 Standing: TypeAlias = Literal["started", "elsewhere", "ended", "unwanted"]
 TERMINAL: frozenset[State] = frozenset({"ready", "failed", "cancelled"})
-ARRAY_NAMES = ("neighbors", "distances", "order")
+ARRAY_NAMES = ("neighbors", "distances", "order", "offsets")
 
 _CRC_BYTES = 4
 _MOST_STORING = 3  # chunks of one upload: the store writes one down while the next is sent and one more is summed

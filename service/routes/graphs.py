@@ -20,6 +20,7 @@ from service.answers import (
     formats_content,
     graph_body,
     graph_numbers,
+    row_stream,
     stream_answer,
 )
 from service.backend import Backend, InBackend
@@ -66,7 +67,7 @@ class GraphBody(BaseModel):
 
 
 class SliceQuery(BaseModel):
-    """Which part of an array is wanted: ?rows=a:b (from a, before b) and the ?k= nearest."""
+    """Which part of an array is wanted: ?rows=a:b (from a, before b) and the ?k= nearest, which a radius graph has not."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -162,16 +163,25 @@ async def read_arrays(graph_id: GraphId, request: Request, backend: InBackend) -
 async def read_array(
     graph_id: GraphId, name: str, request: Request, backend: InBackend, part: Annotated[SliceQuery, Query()]
 ) -> Response:
-    """Return `neighbors`, `distances` or `order`, whole or in part, as .npy, raw numbers or, when small, a JSON list."""
+    """Return one of the graph's arrays, whole or in part, as .npy, raw numbers or, when small, a JSON list.
+
+    Rows of a radius graph are found by its offsets: neighbors and distances of `?rows=a:b` are the entries of these rows, and
+    its offsets are b - a + 1 numbers that begin with 0, so that the three parts are a graph of these rows by themselves.
+    """
     accept = request.headers.get("accept")
     choose_format(accept, ARRAY_FORMATS)
     record = await _ready(graph_id, backend)
     if name not in record.arrays:
         raise UnknownArray(f"graph {graph_id} has no array {name!r}; it has {', '.join(record.arrays)}")
     info = record.arrays[name]
-    start, stop = _row_range(part.rows, info.shape[0])
-    k = _checked_k(part.k, info)
-    stream = array_stream(backend.store, graph_id, info, start, stop, k)
+    offsets = record.arrays.get("offsets")
+    k = _checked_k(part.k, info, flat=offsets is not None)
+    if offsets is None:
+        start, stop = _row_range(part.rows, info.shape[0])
+        stream = array_stream(backend.store, graph_id, info, start, stop, k)
+    else:
+        start, stop = _row_range(part.rows, offsets.shape[0] - 1)
+        stream = await row_stream(backend.store, record, info, start, stop)
     etag = info.etag if stream.shape == info.shape else f"{info.etag}.{start}-{stop}.{k or 'all'}"
     media = choose_sized_format(accept, ARRAY_FORMATS, math.prod(stream.shape), backend.settings.max_json_bytes)
     return await stream_answer(request, array_body(stream, media, etag))
@@ -245,9 +255,11 @@ def _row_range(text: str | None, n: int) -> tuple[int, int]:
     return start, stop
 
 
-def _checked_k(k: int | None, info: ArrayInfo) -> int | None:
+def _checked_k(k: int | None, info: ArrayInfo, *, flat: bool) -> int | None:
     if k is None:
         return None
+    if flat:
+        raise InvalidParameter("rows have all neighbors within the radius here, not k of them; leave out k", "k")
     if len(info.shape) < 2:
         raise InvalidParameter(f"{info.name} has one value per row; leave out k", "k")
     if not 1 <= k <= info.shape[1]:

@@ -1,4 +1,4 @@
-"""/v1/knn and /v1/vecchia: an array in, its graph out, in one request."""
+"""/v1/knn, /v1/vecchia and /v1/radius: an array in, its graph out, in one request."""
 
 from __future__ import annotations
 
@@ -10,14 +10,22 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from pcct_core.errors import InvalidPoints, InvalidSpec
-from pcct_core.spec import GraphSpec
-from service.answers import GRAPH_FORMATS, array_body, array_stream, formats_content, graph_body, stream_answer
+from pcct_core.spec import DEFAULT_K, GraphSpec
+from service.answers import (
+    GRAPH_FORMATS,
+    array_body,
+    array_stream,
+    formats_content,
+    graph_body,
+    graph_numbers,
+    stream_answer,
+)
 from service.backend import Backend, InBackend
 from service.intake import Purpose, check_wish, check_wish_on, receive_points
 from service.problems import BuildFailed, GraphFailed, NotReady
 from service.routes.datasets import ARRAY_BODY, find_dataset
 from service.routes.graphs import GraphBody, graph_answer
-from service.wire import NPY, RAW, InvalidParameter, choose_format, choose_sized_format
+from service.wire import JSON, NPY, RAW, InvalidParameter, choose_format, choose_sized_format
 from worker.query import Wish
 from worker.store import TERMINAL, GraphRecord
 
@@ -36,12 +44,11 @@ ANSWERS: dict[int | str, dict[str, Any]] = {
 }
 
 
-class KnnQuery(BaseModel):
-    """A k-NN graph as query parameters; dtype and shape describe a raw body."""
+class MetricQuery(BaseModel):
+    """A metric as query parameters; dtype and shape describe a raw body."""
 
     model_config = ConfigDict(extra="forbid")
 
-    k: int = 30
     metric: Annotated[str, Field(description="A metric's name, or all of it as in a specification, in JSON")] = (
         "euclidean"
     )
@@ -50,10 +57,6 @@ class KnnQuery(BaseModel):
     )
     dtype: str | None = None
     shape: str | None = None
-
-    def spec(self) -> GraphSpec:
-        """Return the specification; raises InvalidSpec or InvalidParameter."""
-        return GraphSpec.from_json({"kind": "knn", "k": self.k, "metric": self.metric_json()})
 
     def metric_json(self) -> dict[str, Any]:
         """Return the metric as in a specification; raises InvalidParameter."""
@@ -74,6 +77,26 @@ class KnnQuery(BaseModel):
                 f"lengthscale is {self.lengthscale!r}; use a number, or numbers with commas between", "lengthscale"
             ) from None
         return metric | {"lengthscale": values[0] if len(values) == 1 else values}
+
+
+class KnnQuery(MetricQuery):
+    """A k-NN graph as query parameters."""
+
+    k: int = DEFAULT_K
+
+    def spec(self) -> GraphSpec:
+        """Return the specification; raises InvalidSpec or InvalidParameter."""
+        return GraphSpec.from_json({"kind": "knn", "k": self.k, "metric": self.metric_json()})
+
+
+class RadiusQuery(MetricQuery):
+    """A radius graph as query parameters."""
+
+    radius: Annotated[float, Field(description="Largest distance of a neighbor, itself included, in the metric's unit")]
+
+    def spec(self) -> GraphSpec:
+        """Return the specification; raises InvalidSpec or InvalidParameter."""
+        return GraphSpec.from_json({"kind": "radius", "radius": self.radius, "metric": self.metric_json()})
 
 
 class VecchiaQuery(KnnQuery):
@@ -100,6 +123,15 @@ async def build_vecchia(request: Request, backend: InBackend, query: Annotated[V
     return await _build(request, backend, query.spec())
 
 
+@router.post("/radius", openapi_extra=ARRAY_BODY, responses=ANSWERS)
+async def build_radius(request: Request, backend: InBackend, query: Annotated[RadiusQuery, Query()]) -> Response:
+    """Return the radius graph of the array in the body: all other points within `radius` of each, row behind row.
+
+    The neighbors of row i are neighbors[offsets[i]:offsets[i + 1]], nearest first. 422 when they are too many altogether.
+    """
+    return await _build(request, backend, query.spec())
+
+
 async def _build(request: Request, backend: Backend, spec: GraphSpec) -> Response:
     choose_format(request.headers.get("accept"), ANSWER_FORMATS)
     for reference in spec.references():
@@ -115,14 +147,17 @@ async def ask_oneshot(request: Request, backend: Backend, dataset_id: str, spec:
 
     rows: of its arrays. Raises NothingAcceptable before anything is asked for.
     """
-    numbers = rows * (2 * spec.k + 1)  # neighbors, distances, and the order that a Vecchia graph has
-    media = choose_sized_format(request.headers.get("accept"), ANSWER_FORMATS, numbers, backend.settings.max_json_bytes)
+    accept, most = request.headers.get("accept"), backend.settings.max_json_bytes
+    # Neighbors, distances, and the order of a Vecchia graph, or the offsets of a radius graph, of which no more is known yet.
+    media = choose_sized_format(accept, ANSWER_FORMATS, rows * (2 * spec.k + 1), most)
     record = await _wait(await backend.ask_graph(dataset_id, spec), backend, request)
     if record.state not in TERMINAL:
         return await graph_answer(record, backend)
     if record.state != "ready":
         raise _failure(record)
     location = f"/v1/graphs/{record.id}"
+    if media == JSON:
+        media = choose_sized_format(accept, ANSWER_FORMATS, graph_numbers(record), most)
     if media in GRAPH_FORMATS:
         return await stream_answer(request, graph_body(backend.store, record, media), f"{location}/arrays")
     info = record.arrays["neighbors"]

@@ -104,6 +104,8 @@ def test_readme_curl_one_request(url: str, home: Path) -> None:
         assert set(graph) == {"neighbors", "distances"}
     with np.load(home / "vecchia.npz") as graph:
         assert set(graph) == {"neighbors", "distances", "order"}
+    with np.load(home / "radius.npz") as graph:
+        assert graph["offsets"][-1] == len(graph["neighbors"]) == len(graph["distances"]) > 0
 
 
 @pytest.mark.integration

@@ -16,7 +16,7 @@ from fastapi import FastAPI
 
 from pcct_core.certificate import Certificate
 from pcct_core.errors import Cancelled
-from pcct_core.graph import Graph
+from pcct_core.graph import Graph, build_graph
 from pcct_core.telemetry import Telemetry
 from service.app import create_app
 from service.serve import Server
@@ -46,7 +46,7 @@ def scan(X, spec, *, progress=None, cancel=None, threads=None) -> Graph:
 
 
 class Gate:
-    """Builds graphs by `scan`; while `held`, builds wait at the gate, reporting that they have started.
+    """Builds graphs by `scan`, those of a radius by the core; while `held`, builds wait at the gate and say so.
 
     fault: raised instead of building, when there is one.
     """
@@ -64,7 +64,7 @@ class Gate:
     def release(self) -> None:
         self._open.set()
 
-    def __call__(self, X, spec, *, progress=None, cancel=None, threads=None) -> Graph:
+    def __call__(self, X, spec, *, progress=None, cancel=None, threads=None, max_pairs=None) -> Graph:
         self.builds.append((len(X), spec))
         progress("scan", 1, 4)
         self.started.set()
@@ -73,6 +73,8 @@ class Gate:
         while not self._open.wait(0.02):
             if cancel.is_set():
                 raise Cancelled("the build was cancelled")
+        if spec.kind == "radius":
+            return build_graph(X, spec, cancel=cancel, max_pairs=max_pairs)
         return scan(X, spec)
 
 
@@ -114,7 +116,7 @@ async def running_service(url: str, worker: bool = True, **settings: object) -> 
     """Run the application on its transport and, when asked, a worker beside it in this process."""
     gate = Gate()
     app = create_app(ServiceSettings(redis_url=url, **settings))
-    async with app.router.lifespan_context(app), _worker(url, gate) if worker else nullcontext():
+    async with app.router.lifespan_context(app), _worker(url, gate, settings) if worker else nullcontext():
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             yield Service(app, client, gate)
@@ -131,7 +133,7 @@ async def live_service(url: str, worker: bool = True, **settings: object) -> Asy
         base = f"http://127.0.0.1:{listener.getsockname()[1]}"
         try:
             async with (
-                _worker(url, gate) if worker else nullcontext(),
+                _worker(url, gate, settings) if worker else nullcontext(),
                 httpx.AsyncClient(base_url=base, timeout=30.0, trust_env=False) as client,
             ):
                 await client.get("/livez")
@@ -142,8 +144,9 @@ async def live_service(url: str, worker: bool = True, **settings: object) -> Asy
 
 
 @asynccontextmanager
-async def _worker(url: str, gate: Gate) -> AsyncIterator[None]:
-    settings = WorkerSettings(redis_url=url)
+async def _worker(url: str, gate: Gate, service: dict[str, object]) -> AsyncIterator[None]:
+    shared = {name: value for name, value in service.items() if name in WorkerSettings.model_fields}
+    settings = WorkerSettings(redis_url=url, **shared)
     store, queue = Store.from_settings(settings), Queue.from_settings(settings)
     runner = Runner(store, queue, settings, gate)
     await store.beat(WorkerInfo("test", os.getpid(), warm=True, graph=None), 600.0)

@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 
 from pcct_core.covertree import CoverTree
-from pcct_core.errors import InvalidSpec
+from pcct_core.errors import InvalidSpec, TooManyPairs
+from pcct_core.graph import build_graph, radius_graph
 from pcct_core.spec import Euclidean, GraphSpec, Inducing, Matern52, Residual
-from worker.query import QuerySpec, answer_query, check_query, wish_from_json
+from tests import naive
+from worker.query import QuerySpec, TreeCache, answer_query, check_query, wish_from_json
 from worker.run import Runner
 from worker.settings import WorkerSettings
-from worker.store import Dataset, Keys, Store
+from worker.store import Dataset, GraphRecord, Keys, Store
 
 QUERIES = "e" * 64
 
@@ -22,6 +24,14 @@ def test_query_spec_has_one_canonical_form() -> None:
     assert isinstance(short, QuerySpec)
     assert short.canonical() == long.canonical()
     assert wish_from_json(short.to_json()) == short
+
+
+def test_query_spec_within_a_radius_has_one_canonical_form() -> None:
+    one, other = (wish_from_json({"kind": "query", "queries": QUERIES, "radius": radius}) for radius in (2, 2.0))
+    assert one.canonical() == other.canonical()
+    assert one.to_json()["radius"] == 2.0
+    assert "k" not in one.to_json()
+    assert wish_from_json(one.to_json()) == one == QuerySpec(QUERIES, radius=2)
 
 
 def test_wish_from_json_reads_graphs_too() -> None:
@@ -41,6 +51,9 @@ def test_query_spec_names_the_queries_first() -> None:
         ({"queries": "../x"}, "queries"),
         ({"queries": 3}, "queries"),
         ({"queries": QUERIES, "k": 0}, "k"),
+        ({"queries": QUERIES, "radius": -1}, "radius"),
+        ({"queries": QUERIES, "radius": 1, "k": 3}, "k"),
+        ({"queries": QUERIES, "radius": 1, "metric": {"type": "residual", "kernel": "rbf"}}, "metric.type"),
         ({"queries": QUERIES, "order": "maximin"}, "order"),
         ({"queries": QUERIES, "accuracy": 0.9}, "accuracy"),
         ({"queries": QUERIES, "metric": "manhattan"}, "metric.type"),
@@ -74,6 +87,59 @@ def test_answer_query_is_exact_on_a_grid_with_ties() -> None:
     assert np.array_equal(answer.neighbors, expected)
     assert np.array_equal(answer.distances, np.sqrt(np.take_along_axis(squares, expected, 1)))
     assert answer.certificate.exact
+
+
+def test_answer_query_lists_all_within_a_radius() -> None:
+    points = np.stack(np.meshgrid(np.arange(6.0), np.arange(6.0)), -1).reshape(-1, 2)
+    answer = answer_query(points, points[::5], QuerySpec(QUERIES, radius=2))
+    offsets, neighbors, distances = naive.radius(points, points[::5], 2)
+    assert np.array_equal(answer.arrays()["offsets"], offsets)
+    assert np.array_equal(answer.neighbors, neighbors)
+    assert np.array_equal(answer.distances, distances)
+    assert answer.telemetry.counts["pairs"] == len(neighbors)
+    with pytest.raises(TooManyPairs):
+        answer_query(answer.tree, points, QuerySpec(QUERIES, radius=2), max_pairs=50)
+
+
+@pytest.mark.parametrize(("d", "method"), [(3, "tree"), (24, "dense")])
+def test_answer_query_says_how_it_was_found(d: int, method: str) -> None:
+    points = np.random.default_rng(d).random((2200, d))
+    answer = answer_query(points, points, QuerySpec(QUERIES, 5))
+    assert answer.certificate.method == method
+    assert np.array_equal(answer.neighbors[:, 0], np.arange(2200))
+
+
+class TestTreeCache:
+    TREES = tuple(CoverTree.fit(np.random.default_rng(seed).random((100, 2))) for seed in range(3))
+    SIZE = TREES[0].nbytes
+
+    def test_keeps_what_was_asked_last(self) -> None:
+        cache = TreeCache(2 * self.SIZE)
+        for name, tree in zip("ab", self.TREES, strict=False):
+            cache.keep(name, Euclidean(), tree)
+        assert cache.find("a", Euclidean()) is self.TREES[0]
+        cache.keep("c", Euclidean(), self.TREES[2])
+        assert cache.find("b", Euclidean()) is None
+        assert cache.find("a", Euclidean()) is self.TREES[0]
+        assert cache.find("c", Euclidean()) is self.TREES[2]
+
+    def test_keeps_one_tree_for_each_metric(self) -> None:
+        cache = TreeCache(2 * self.SIZE)
+        cache.keep("a", Euclidean(), self.TREES[0])
+        assert cache.find("a", Euclidean(2.0)) is None
+        cache.keep("a", Euclidean(2.0), self.TREES[1])
+        assert cache.find("a", Euclidean()) is self.TREES[0]
+        cache.drop("a")
+        assert cache.find("a", Euclidean()) is cache.find("a", Euclidean(2.0)) is None
+
+    def test_keeps_no_tree_that_is_too_large(self) -> None:
+        cache = TreeCache(self.SIZE - 1)
+        cache.keep("a", Euclidean(), self.TREES[0])
+        assert cache.find("a", Euclidean()) is None
+
+    def test_counts_the_factors_of_a_residual_process(self) -> None:
+        points = np.random.default_rng(0).random((100, 2))
+        assert CoverTree.fit(points, Residual(Matern52(0.5), Inducing(16))).nbytes > self.SIZE + 100 * 16 * 8
 
 
 @pytest.fixture
@@ -111,6 +177,87 @@ async def test_run_job_publishes_the_answer_of_a_query(
     assert record.certificate is not None
     assert record.certificate["exact"]
     assert not (await store.request_graph(dataset.id, QuerySpec(QUERIES, 4, metric)))[1]
+
+
+async def ask(runner: Runner, store: Store, dataset: Dataset, k: int) -> GraphRecord:
+    record, _ = await store.request_graph(dataset.id, QuerySpec(QUERIES, k))
+    await runner.run_job(record.id, record.request)
+    ended = await store.graph(record.id)
+    assert ended is not None
+    return ended
+
+
+def query_runner(store: Store, **settings: int) -> Runner:
+    return Runner(store, None, WorkerSettings(**settings), None)  # type: ignore[arg-type]
+
+
+@pytest.mark.anyio
+async def test_run_job_answers_the_second_query_from_the_same_tree(
+    store: Store, dataset: Dataset, queries: Dataset, points: np.ndarray
+) -> None:
+    runner = query_runner(store)
+    first, second = [await ask(runner, store, dataset, k) for k in (3, 4)]
+    assert first.telemetry is not None
+    assert second.telemetry is not None
+    assert "build" in first.telemetry["seconds"]
+    assert "build" not in second.telemetry["seconds"]
+    assert second.telemetry["counts"] == {"n": 200, "d": 3, "queries": 20, "k": 4}
+    expected = CoverTree.fit(points).query(await store.load_points(QUERIES), 4)
+    assert np.array_equal(await store.load_array(second.id, "neighbors"), expected.neighbors)
+
+
+@pytest.mark.anyio
+async def test_run_job_fits_a_tree_again_that_was_not_kept(store: Store, dataset: Dataset, queries: Dataset) -> None:
+    runner = query_runner(store, tree_cache_bytes=0)
+    for k in (3, 4):
+        answered = await ask(runner, store, dataset, k)
+        assert answered.telemetry is not None
+        assert "build" in answered.telemetry["seconds"]
+
+
+@pytest.mark.anyio
+async def test_run_job_does_not_answer_for_a_deleted_dataset(
+    store: Store, dataset: Dataset, queries: Dataset, points: np.ndarray
+) -> None:
+    runner = query_runner(store)
+    assert (await ask(runner, store, dataset, 3)).state == "ready"
+    record, _ = await store.request_graph(dataset.id, QuerySpec(QUERIES, 4))
+    await store.delete_dataset(dataset.id)  # while the job waits
+    await runner.run_job(record.id, record.request)
+    failed = await store.graph(record.id)
+    assert failed is not None
+    assert failed.error is not None
+    assert failed.error["type"] == "unknown-dataset"
+    async with store.upload(*points.shape, "float64") as upload:
+        await upload.write(points.tobytes())
+        await upload.commit(dataset.id)
+    again = await ask(runner, store, dataset, 4)
+    assert again.telemetry is not None
+    assert "build" in again.telemetry["seconds"]
+
+
+@pytest.mark.anyio
+async def test_run_job_says_that_a_radius_holds_too_much(store: Store, dataset: Dataset, queries: Dataset) -> None:
+    for spec in (GraphSpec("radius", radius=9), QuerySpec(QUERIES, radius=9)):
+        record, _ = await store.request_graph(dataset.id, spec)
+        runner = Runner(store, None, WorkerSettings(max_graph_bytes=12 * 1000), build_graph)
+        await runner.run_job(record.id, record.request)
+        failed = await store.graph(record.id)
+        assert failed is not None
+        assert failed.error is not None
+        assert failed.error["field"] == "radius"
+        assert "at most 1,000 pairs are allowed; use a radius of about" in failed.error["detail"]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("radius", [0.0, 0.2, 9.0])
+async def test_run_job_publishes_a_radius_graph(
+    store: Store, dataset: Dataset, points: np.ndarray, radius: float
+) -> None:
+    record, _ = await store.request_graph(dataset.id, GraphSpec("radius", radius=radius))
+    await Runner(store, None, WorkerSettings(), build_graph).run_job(record.id, record.request)
+    for name, array in radius_graph(points, radius).arrays().items():
+        assert np.array_equal(await store.load_array(record.id, name), array)
 
 
 @pytest.mark.anyio
