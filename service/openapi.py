@@ -89,6 +89,15 @@ _KNN = {
         *([0.3606, 0.5099, 0.5385], [0.2236, 0.3606, 0.5], [0.2236, 0.3162, 0.3162], [0.3162, 0.4472, 0.5]),
     ],
 }
+RADIUS = 0.32
+_RADIUS = {
+    "neighbors": [1, 6, 0, 6, 5, 6, 7, 2, 1, 0, 2, 3],
+    "distances": [
+        *(0.2236, 0.3162, 0.2236, 0.2236, 0.2236, 0.3162),
+        *(0.3162, 0.2236, 0.2236, 0.3162, 0.3162, 0.3162),
+    ],
+    "offsets": [0, 2, 4, 6, 7, 7, 8, 11, 12],
+}
 _NEAREST = {
     "neighbors": [[1, 6, 0], [5, 2, 3]],
     "distances": [[0.1118, 0.1118, 0.25], [0.1118, 0.1118, 0.3905]],
@@ -124,7 +133,7 @@ _PARAMETERS: Mapping[str, tuple[str, Any]] = {
     "dataset_id": ("SHA-256 of the array as `np.save` writes it", DATASET_ID),
     "graph_id": ("Id that `POST /v1/graphs` answered", GRAPH_ID),
     "track_id": ("Id that `POST /v1/tracks` answered", None),
-    "name": ("`neighbors`, `distances`, or `order` of a Vecchia graph", "neighbors"),
+    "name": ("`neighbors`, `distances`, `order` of a Vecchia graph, or `offsets` of a radius graph", "neighbors"),
     "rows": ("Part of the rows as a:b, from a and before b", None),
     "k": ("Neighbors per row, nearest first", K),
     "dtype": ("Of raw numbers alone: float32 or float64", None),
@@ -138,12 +147,17 @@ _PARAMETERS: Mapping[str, tuple[str, Any]] = {
 
 
 class _Operation(NamedTuple):
-    """What is added to an operation. body: example of a JSON body. answers: example by status. headers: names by status."""
+    """What is added to an operation.
+
+    body: example of a JSON body. answers: example by status. headers: names by status. parameters: examples by name, where
+    that of the table would not do.
+    """
 
     summary: str
     body: Any = None
     answers: Mapping[str, Any] = MappingProxyType({})
     headers: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    parameters: Mapping[str, Any] = MappingProxyType({})
 
 
 _STATE = ("Location", "Preference-Applied")
@@ -210,6 +224,13 @@ _OPERATIONS: Mapping[tuple[str, str], _Operation] = {
         {"200": _VECCHIA, "202": _RUNNING},
         {"200": _ONESHOT, "202": _LATER},
     ),
+    ("post", "/v1/radius"): _Operation(
+        "Build a radius graph of the points sent",
+        POINTS,
+        {"200": _RADIUS, "202": _RUNNING},
+        {"200": _ONESHOT, "202": _LATER},
+        {"radius": RADIUS},
+    ),
     ("get", "/livez"): _Operation("Is this process alive", None, {"200": {"status": "alive"}}),
     ("get", "/readyz"): _Operation(
         "Can it do its work",
@@ -257,6 +278,7 @@ def _complete_operation(operation: dict[str, Any], more: _Operation | None) -> N
         text, example = _PARAMETERS.get(parameter["name"].lower(), ("", None))
         if text:
             parameter.setdefault("description", text)
+        example = example if more is None else more.parameters.get(parameter["name"], example)
         if example is not None:
             parameter.setdefault("example", example)
     if more is None:

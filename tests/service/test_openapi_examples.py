@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from service.app import create_app
-from service.openapi import GRAPH_ID, POINTS, QUERIES, TAGS
+from service.openapi import GRAPH_ID, POINTS, QUERIES, RADIUS, TAGS
 from service.settings import ServiceSettings
 
 pytestmark = pytest.mark.anyio
@@ -31,6 +31,11 @@ def test_example_answers_are_true() -> None:
     ranked = distances[np.ix_(vecchia["order"], vecchia["order"])]
     check_nearest(vecchia, np.where(np.tri(8, k=-1, dtype=bool), ranked, np.inf))
     assert example_of(paths["/v1/graphs/{graph_id}/arrays"]["get"]) == vecchia
+    within = example_of(paths["/v1/radius"]["post"])
+    rows, columns = np.nonzero(distances <= RADIUS)
+    assert within["offsets"] == [0, *np.cumsum(np.bincount(rows, minlength=8))]
+    assert np.array_equal(np.sort(np.multiply(100, rows) + within["neighbors"]), 100 * rows + columns)
+    assert np.allclose(within["distances"], distances[rows, within["neighbors"]], atol=6e-5)
     queries = np.linalg.norm(np.array(QUERIES)[:, None] - points, axis=2)
     check_nearest(example_of(paths["/v1/datasets/{dataset_id}/query"]["post"]), queries)
 
