@@ -10,6 +10,7 @@ from fastapi_offline import FastAPIOffline
 
 from service.backend import Backend
 from service.compression import CompressJson
+from service.cors import allow_origins
 from service.openapi import TAGS, complete_document
 from service.problems import PROBLEM_ANSWERS, install_problems
 from service.request_ids import RequestIds
@@ -60,5 +61,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     for module in (datasets, queries, graphs, tracks, oneshot, health, metrics, problems):
         app.include_router(module.router)
     complete_document(app)
-    app.middleware_stack = RequestIds(Watched(app.build_middleware_stack(), app, traffic))
+    app.middleware_stack = RequestIds(
+        Watched(allow_origins(app.build_middleware_stack(), settings.allowed_origins), app, traffic)
+    )
     return app

@@ -12,7 +12,7 @@ from http import HTTPStatus
 from typing import Any, NamedTuple
 
 import structlog
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
@@ -533,7 +533,7 @@ def _field(location: tuple[int | str, ...]) -> str:
     return ".".join(map(str, parts)) or "body"
 
 
-async def _answer_http(request: Request, error: Exception) -> JSONResponse:
+async def _answer_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101  (registered for this class only)
     status = HTTPStatus(error.status_code)
     problem = HTTP_PROBLEMS.get(error.status_code, HTTP_PROBLEMS[400])._replace(status=status, title=status.phrase)
@@ -542,6 +542,8 @@ async def _answer_http(request: Request, error: Exception) -> JSONResponse:
         detail = f"there is nothing at {request.url.path}; see /docs for what there is"
     elif error.status_code == 405:
         allowed = ", ".join(_allowed_methods(request))
+        if request.method == "OPTIONS":
+            return Response(status_code=204, headers={"Allow": allowed})
         detail = f"{request.method} cannot be used on {request.url.path}; use {allowed}"
         return _response(problem, problem_body(problem, detail), {"Allow": allowed})
     return _response(problem, problem_body(problem, detail), error.headers)
@@ -554,7 +556,7 @@ def _allowed_methods(request: Request) -> list[str]:
         scope = {**request.scope, "method": method}
         return any(route.matches(scope)[0] is Match.FULL for route in request.app.router.routes)
 
-    return [method for method in _METHODS if is_taken(method)]
+    return [method for method in _METHODS if method == "OPTIONS" or is_taken(method)]
 
 
 def _response(problem: Problem, body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> JSONResponse:

@@ -47,6 +47,16 @@ class ServiceSettings(SharedSettings):
         description="How long a one-shot request waits for its graph before it answers 202, seconds. Default: 300.",
     )
 
+    cors_origins: str = Field(
+        default="",
+        description="Origins whose pages may call this service from a browser, with commas between, or *. Default: none.",
+    )
+
+    @property
+    def allowed_origins(self) -> list[str]:
+        """Origins whose pages may call this service."""
+        return [origin.strip().rstrip("/") for origin in self.cors_origins.split(",") if origin.strip()]
+
     @property
     def limits(self) -> Limits:
         """What an uploaded array may cost."""

@@ -26,6 +26,7 @@ class _Collected(Collector):
         yield from self._metrics
 
 
+@router.head("/metrics", include_in_schema=False)
 @router.get(
     "/metrics",
     response_class=Response,
