@@ -327,6 +327,7 @@ def _assembled(
         certificate=record.get("certificate") or {},
         telemetry=record.get("telemetry") or {},
         timings=timings,
+        offsets=arrays.get("offsets"),
     )
 
 
@@ -391,8 +392,9 @@ def _cancel(document: Mapping[str, Any], record: Mapping[str, Any]) -> Flow[None
 
 def _arrays(record: dict[str, Any], deadline: Deadline) -> Flow[dict[str, NDArray[Any]]]:
     """Download all arrays of a graph that is ready."""
-    arrays = {}
-    for name in ("neighbors", "distances", *(("order",) if record["spec"].get("kind") == "vecchia" else ())):
+    arrays, spec = {}, record["spec"]
+    others = {"order": spec.get("kind") == "vecchia", "offsets": "radius" in spec}
+    for name in ("neighbors", "distances", *(name for name, there in others.items() if there)):
         path, subject = f"v1/graphs/{record['id']}/{name}", f"the array {name}"
         reply: Reply = yield Call("GET", path, deadline, wants_array=True, subject=subject, graph_id=record["id"])
         if reply.array is None:
@@ -441,6 +443,12 @@ def track_failed(track: Mapping[str, Any]) -> ClientError:
     """Return the error of a track whose newest version could not be built."""
     record = {"id": str(track.get("graph") or ""), "state": "failed", "error": track.get("error")}
     return _build_failed(record, "the newest version of the track")
+
+
+def query_document(k: int | None, radius: float | None, metric: Any) -> dict[str, Any]:
+    """Return what is asked of a dataset: k neighbors, or all within a radius, the service's default k when neither is said."""
+    said = {name: value for name, value in (("k", k), ("radius", radius)) if value is not None}
+    return spec_document(None, {**said, "metric": metric})
 
 
 def spec_document(spec: Mapping[str, Any] | None, fields: Mapping[str, Any]) -> dict[str, Any]:

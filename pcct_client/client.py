@@ -132,6 +132,24 @@ class Client:
         """Return the exact k-nearest-neighbor graph, each point itself excluded; arguments as in `graph`."""
         return self.graph(data, kind="knn", k=k, metric=metric, timeout=timeout, progress=progress, columns=columns)
 
+    def radius(
+        self,
+        data: Any,
+        radius: float,
+        metric: Any = "euclidean",
+        *,
+        timeout: float | None = DEFAULT_TIMEOUT_S,
+        progress: ProgressOption = None,
+        columns: Sequence[str] | None = None,
+    ) -> Graph:
+        """Return all other points within radius, in the metric's unit, of each point, exactly; arguments as in `graph`.
+
+        The graph's arrays are flat: those of row i are at offsets[i]:offsets[i + 1].
+        """
+        return self.graph(
+            data, kind="radius", radius=radius, metric=metric, timeout=timeout, progress=progress, columns=columns
+        )
+
     def vecchia(
         self,
         data: Any,
@@ -152,19 +170,21 @@ class Client:
         self,
         data: Any,
         Q: Any,
-        k: int = 30,
+        k: int | None = None,
         metric: Any = "euclidean",
         *,
+        radius: float | None = None,
         timeout: float | None = DEFAULT_TIMEOUT_S,
         progress: ProgressOption = None,
         columns: Sequence[str] | None = None,
     ) -> Graph:
-        """Return the k nearest points of data for every row of Q, exactly; a row that is a point of data finds it.
+        """Return the k nearest points of data, or all within a radius, for every row of Q, exactly; a point finds itself.
 
         Q: queries (m, d), or the id of a dataset of them. The rows of the answer are rows of Q, its entries rows of data.
+        k: 30 unless a radius is given. radius: in the metric's unit, itself included; the answer has offsets, as in `radius`.
         Other arguments as in `graph`.
         """
-        spec = calls.spec_document(None, {"k": k, "metric": metric})
+        spec = calls.query_document(k, radius, metric)
         points, queries = _points(data, columns), _points(Q, columns)
         with watched(progress) as told:
             return self._call(calls.query(points, queries, spec, Deadline(timeout), told))
@@ -347,6 +367,21 @@ class AsyncClient:
             data, kind="knn", k=k, metric=metric, timeout=timeout, progress=progress, columns=columns
         )
 
+    async def radius(
+        self,
+        data: Any,
+        radius: float,
+        metric: Any = "euclidean",
+        *,
+        timeout: float | None = DEFAULT_TIMEOUT_S,  # noqa: ASYNC109
+        progress: ProgressOption = None,
+        columns: Sequence[str] | None = None,
+    ) -> Graph:
+        """Return all other points within radius of each point, exactly; see `Client.radius`."""
+        return await self.graph(
+            data, kind="radius", radius=radius, metric=metric, timeout=timeout, progress=progress, columns=columns
+        )
+
     async def vecchia(
         self,
         data: Any,
@@ -367,15 +402,16 @@ class AsyncClient:
         self,
         data: Any,
         Q: Any,
-        k: int = 30,
+        k: int | None = None,
         metric: Any = "euclidean",
         *,
+        radius: float | None = None,
         timeout: float | None = DEFAULT_TIMEOUT_S,  # noqa: ASYNC109
         progress: ProgressOption = None,
         columns: Sequence[str] | None = None,
     ) -> Graph:
         """Return the k nearest points of data for every row of Q, exactly; see `Client.query`."""
-        spec = calls.spec_document(None, {"k": k, "metric": metric})
+        spec = calls.query_document(k, radius, metric)
         points, queries = _points(data, columns), _points(Q, columns)
         with watched(progress) as told:
             return await self._call(calls.query(points, queries, spec, Deadline(timeout), told))

@@ -87,6 +87,28 @@ def test_query_uploads_both_arrays_and_asks_for_a_graph(client, service):
     assert answer.order is None
 
 
+def test_radius_has_offsets_and_no_k(client, service):
+    service.arrays |= {
+        "neighbors": np.array([1, 0], np.int32),
+        "distances": np.array([0.5, 0.5]),
+        "offsets": np.array([0, 1, 2, 2]),
+    }
+    graph = client.radius(POINTS, 0.5, metric="cosine")
+    assert service.documents[0]["spec"] == {"kind": "radius", "radius": 0.5, "metric": {"type": "cosine"}}
+    assert service.said()[-1] == f"GET /graphs/{'g' * 64}/offsets"
+    assert (graph.n, graph.order) == (3, None)
+    np.testing.assert_array_equal(graph.offsets, [0, 1, 2, 2])
+    assert client.knn(POINTS, k=2).offsets is None
+
+
+def test_query_within_a_radius_asks_for_no_k(client, service):
+    service.arrays["offsets"] = np.array([0, 1, 2, 3])
+    answer = client.query(POINTS, "b" * 64, radius=2.0)
+    asked = {"kind": "query", "queries": "b" * 64, "radius": 2.0, "metric": {"type": "euclidean"}}
+    assert service.documents[0]["spec"] == asked
+    np.testing.assert_array_equal(answer.offsets, [0, 1, 2, 3])
+
+
 def test_query_takes_dataset_ids(client, service):
     client.query("a" * 64, "b" * 64, k=2)
     assert service.said()[0] == "POST /graphs"

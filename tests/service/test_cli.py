@@ -81,6 +81,20 @@ def test_graph_takes_a_lengthscale(
         assert np.array_equal(written["distances"], expected.distances)
 
 
+def test_graph_writes_a_radius_graph_and_says_how_many_neighbors(pcct: Callable[..., Outcome]) -> None:
+    np.save("points.npy", np.arange(5.0)[:, None])
+    outcome = pcct("graph", "points.npy", "--kind", "radius", "--radius", 1)
+    assert outcome.status == 0, outcome.err
+    assert (
+        "radius graph of 5 points in 1 dimensions, 8 neighbors within 1, 1.6 per point, euclidean; exact" in outcome.out
+    )
+    with np.load("graph.npz") as written:
+        assert written["offsets"].tolist() == [0, 1, 3, 5, 7, 8]
+        assert written["neighbors"].tolist() == [1, 0, 2, 1, 3, 2, 4, 3]
+    rendered = pcct("telemetry", "render", "graph.npz")
+    assert rendered.out.startswith("radius radius=1 euclidean\n")
+
+
 BAD_POINTS = {
     "nan": (np.array([[0.0, 1.0], [np.nan, 1.0], [2.0, 2.0]]), "row 1, column 0 is nan"),
     "infinity": (np.array([[0.0, 1.0], [1.0, 1.0], [2.0, -np.inf]]), "row 2, column 1 is -inf"),
@@ -110,6 +124,11 @@ def test_graph_refuses_bad_points(pcct: Callable[..., Outcome], case: str) -> No
         (["-k", "-3"], "k is -3"),
         (["-k", "60"], "use k ≤ 59"),
         (["-k", "many"], "'-k'"),
+        (["--kind", "radius"], "radius is missing"),
+        (["--kind", "radius", "--radius", "-1"], "radius is -1"),
+        (["--kind", "radius", "--radius", "nan"], "radius is nan"),
+        (["--kind", "radius", "--radius", "1", "-k", "5"], "leave out k"),
+        (["--radius", "1"], "a knn graph has no radius"),
         (["--kind", "tree"], "use one of knn, vecchia"),
         (["--metric", "manhattan"], "use one of euclidean, haversine, cosine"),
         (["--order", "best", "--kind", "vecchia"], "use one of maximin"),
