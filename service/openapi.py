@@ -138,6 +138,7 @@ _PARAMETERS: Mapping[str, tuple[str, Any]] = {
     "k": ("Neighbors per row, nearest first", K),
     "dtype": ("Of raw numbers alone: float32 or float64", None),
     "shape": ("Of raw numbers alone: 1000,3", None),
+    "tensor": ("Of a safetensors file with several tensors: the one that holds the points", None),
     "order": ("maximin, hilbert, random, coordinate or given", None),
     "seed": ("Read by the order random", None),
     "prefer": ("`wait=SECONDS`: answer as soon as there is news, at the latest then", "wait=30"),

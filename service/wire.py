@@ -22,6 +22,7 @@ import json
 import math
 import zipfile
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -40,6 +41,8 @@ NPY_MAGIC = b"\x93NUMPY"
 _NPY_VERSIONS = ((1, 0), (2, 0), (3, 0))
 # np.save writes 128 bytes; anything much longer is a structured type, which is not a point array.
 _MAX_HEADER_BYTES = 4096
+# A safetensors file may hold a whole model beside the points, about a hundred bytes of header for each of its tensors.
+_MAX_SAFETENSORS_HEADER_BYTES = 1 << 17
 _BLOCK_BYTES = 1 << 20
 
 # Most bytes that one number takes as JSON text, a comma included: -1.2345678901234567e-308 and a bracket or two.
@@ -53,6 +56,13 @@ _UNDECLARED = ("", "application/x-www-form-urlencoded")
 HOW_TO_SEND = (
     "send a float32 or float64 .npy file as the whole body, e.g. "
     "curl -H 'Content-Type: application/x-npy' --data-binary @points.npy URL"
+)
+
+_ZIP_MAGIC = b"PK\x03\x04"
+_ARCHIVES = (NPZ, "application/zip", "application/x-zip-compressed")
+NO_ARCHIVES = (
+    "npz files are only written here, not read: they are zip archives, which can unpack to any size; save the points alone "
+    f"with np.save and {HOW_TO_SEND}"
 )
 
 
@@ -150,7 +160,7 @@ def points_decoder(
     query: Mapping[str, str],
     limits: Limits,
 ) -> PointsDecoder:
-    """Return the decoder for a body by its headers and the query parameters `dtype` and `shape`.
+    """Return the decoder for a body by its headers and the query parameters `dtype`, `shape` and `tensor`.
 
     Raises UnsupportedBody for a type nothing reads, BodyTooLarge when Content-Length is already over the limit.
     """
@@ -160,16 +170,24 @@ def points_decoder(
         raise BodyTooLarge(f"the body has {content_length} bytes, the limit is {limits.max_body_bytes}")
     media = (content_type or "").partition(";")[0].strip().lower()
     raw = "dtype" in query or "shape" in query
+    tensor = query.get("tensor")
+    if tensor is not None and media != SAFETENSORS:
+        raise InvalidParameter(
+            f"tensor names one of a safetensors file; send that with Content-Type {SAFETENSORS}", "tensor"
+        )
     if media == NPY:
         return _HeadedDecoder(_NPY_HEADER, limits, content_length)
     if media == SAFETENSORS:
-        return _HeadedDecoder(_SAFETENSORS_HEADER, limits, content_length)
+        header = _Header("safetensors", _safetensors_header_bytes, partial(_find_tensor, tensor=tensor))
+        return _HeadedDecoder(header, limits, content_length)
     if media == JSON:
         return _JsonDecoder(limits)
     if raw and media in (RAW, *_UNDECLARED):
         return _RowDecoder(_raw_layout(query, limits), 0, content_length)
     if media == RAW or media in _UNDECLARED:
         return _SniffingDecoder(limits, content_length, media)
+    if media in _ARCHIVES:
+        raise UnsupportedBody(NO_ARCHIVES)
     if media == "multipart/form-data":
         raise UnsupportedBody(f"multipart/form-data is not read here (curl -F sends it); {HOW_TO_SEND}")
     raise UnsupportedBody(
@@ -232,16 +250,24 @@ class _RowDecoder:
         raise WrongLength(f"{claim}, the body goes on behind them; send one array and nothing else")
 
 
+class _Found(NamedTuple):
+    """What a header says: the points' layout, and the bytes of other arrays before and behind them."""
+
+    layout: Layout
+    before: int = 0
+    behind: int = 0
+
+
 class _Header(NamedTuple):
     """How a format says what follows. length: of the header with all before it, None while too little has come to say."""
 
     name: str
     length: Callable[[bytes | bytearray], int | None]
-    layout: Callable[[bytes, Limits], Layout]
+    find: Callable[[bytes, Limits], _Found]
 
 
 class _HeadedDecoder:
-    """Reads a header from at most a few kilobytes, then rows."""
+    """Reads a header that is bounded, then rows; passes over what stands before and behind them."""
 
     def __init__(self, header: _Header, limits: Limits, content_length: int | None) -> None:
         self.layout: Layout | None = None
@@ -250,6 +276,7 @@ class _HeadedDecoder:
         self._content_length = content_length
         self._head = bytearray()
         self._rows: _RowDecoder | None = None
+        self._before = self._wanted = self._behind = 0
 
     def feed(self, piece: bytes) -> Iterator[Points]:
         if self._rows is None:
@@ -257,11 +284,14 @@ class _HeadedDecoder:
             header_bytes = self._header.length(self._head)
             if header_bytes is None or len(self._head) < header_bytes:
                 return
-            self.layout = self._header.layout(bytes(self._head[:header_bytes]), self._limits)
-            self._rows = _RowDecoder(self.layout, header_bytes, self._content_length)
+            found = self._header.find(bytes(self._head[:header_bytes]), self._limits)
+            self.layout, self._before, self._behind = found
+            self._wanted = found.layout.data_bytes
+            around = header_bytes + found.before + found.behind
+            self._rows = _RowDecoder(found.layout, around, self._content_length)
             piece = bytes(self._head[header_bytes:])
             self._head.clear()
-        yield from self._rows.feed(piece)
+        yield from self._cut(self._rows, piece)
 
     def finish(self) -> Iterator[Points]:
         if self._rows is None:
@@ -271,6 +301,21 @@ class _HeadedDecoder:
                 f"the body ends inside its {self._header.name} header, after {len(self._head)} bytes; {HOW_TO_SEND}"
             )
         yield from self._rows.finish()
+        if self._behind:
+            raise WrongLength(
+                f"the body ends {self._behind} bytes before its {self._header.name} file does; send all of it"
+            )
+
+    def _cut(self, rows: _RowDecoder, piece: bytes) -> Iterator[Points]:
+        """Give the part of a piece that holds points to their decoder, and what belongs to nothing, which it refuses."""
+        skipped = min(self._before, len(piece))
+        taken = min(self._wanted, len(piece) - skipped)
+        ignored = min(self._behind, len(piece) - skipped - taken)
+        self._before, self._wanted, self._behind = self._before - skipped, self._wanted - taken, self._behind - ignored
+        if taken:
+            yield from rows.feed(piece[skipped : skipped + taken])
+        if skipped + taken + ignored < len(piece):
+            yield from rows.feed(piece[skipped + taken + ignored :])
 
 
 class _JsonDecoder:
@@ -328,6 +373,8 @@ class _SniffingDecoder:
             return _HeadedDecoder(_NPY_HEADER, self._limits, self._content_length)
         if not self._head:
             raise MalformedArray(f"the body is empty; {HOW_TO_SEND}")
+        if self._head.startswith(_ZIP_MAGIC):
+            raise UnsupportedBody(NO_ARCHIVES)
         if self._media != RAW and self._head.lstrip().startswith(b"["):
             return _JsonDecoder(self._limits)
         if self._media == RAW:
@@ -358,7 +405,7 @@ def _npy_header_bytes(head: bytes | bytearray) -> int | None:
     return 8 + width + length
 
 
-def _npy_layout(head: bytes, limits: Limits) -> Layout:
+def _find_npy(head: bytes, limits: Limits) -> _Found:
     """Read the dictionary of a .npy header (magic and version included) whose length has been judged."""
     version, text = head[6], head[10 if head[6] == 1 else 12 :]
     try:
@@ -370,41 +417,82 @@ def _npy_layout(head: bytes, limits: Limits) -> Layout:
     shape, fortran = fields["shape"], fields["fortran_order"]
     if not isinstance(fortran, bool) or not isinstance(shape, tuple) or not all(type(size) is int for size in shape):
         raise MalformedArray(f"the .npy header has a wrong shape or fortran_order; {HOW_TO_SEND}")
-    return _checked_layout(shape, fields["descr"], fortran, limits)
+    return _Found(_checked_layout(shape, fields["descr"], fortran, limits))
 
 
 def _safetensors_header_bytes(head: bytes | bytearray) -> int | None:
     if len(head) < 8:
         return None
     length = int.from_bytes(head[:8], "little")
-    if length > _MAX_HEADER_BYTES:
-        raise MalformedArray(f"the safetensors header claims {length} bytes; that of one tensor has about 100")
+    if length > _MAX_SAFETENSORS_HEADER_BYTES:
+        raise MalformedArray(
+            f"the safetensors header claims {length} bytes, {_MAX_SAFETENSORS_HEADER_BYTES} are read here; "
+            "save_file({'points': X}, path) writes about 100"
+        )
     return 8 + length
 
 
-def _safetensors_layout(head: bytes, limits: Limits) -> Layout:
-    """Read the header of a safetensors file, which must hold the points as its only tensor."""
+class _Tensor(NamedTuple):
+    """An entry of a safetensors header: its type and shape as they stand there, and its first and behind-last byte."""
+
+    dtype: object
+    shape: tuple[Any, ...]
+    begin: int
+    end: int
+
+
+def _find_tensor(head: bytes, limits: Limits, tensor: str | None) -> _Found:
+    """Read the header of a safetensors file and find the points in it: its only tensor, or the one of this name."""
+    tensors = _read_tensors(head)
+    if tensor is None and len(tensors) != 1:
+        raise MalformedArray(
+            f"the safetensors file holds {len(tensors)} tensors{_listed(tensors)}; "
+            "say which holds the points with ?tensor=NAME, or send it alone"
+        )
+    name = next(iter(tensors)) if tensor is None else tensor
+    if name not in tensors:
+        raise InvalidParameter(f"the safetensors file has no tensor {name!r:.80}{_listed(tensors)}", "tensor")
+    dtype, shape, begin, end = tensors[name]
+    if not all(type(size) is int for size in shape):
+        raise MalformedArray("the safetensors header has a wrong shape; save_file({'points': X}, path) writes one")
+    layout = _checked_layout(shape, {"F32": "<f4", "F64": "<f8"}.get(str(dtype), dtype), False, limits)
+    if end - begin != layout.data_bytes:
+        raise MalformedArray(f"the safetensors header places {layout.data_bytes} bytes at [{begin}, {end}]")
+    return _Found(layout, begin, max(other.end for other in tensors.values()) - end)
+
+
+def _read_tensors(head: bytes) -> dict[str, _Tensor]:
     try:
         fields = json.loads(head[8:])
-        tensors = [entry for name, entry in fields.items() if name != "__metadata__"]
-        found = [(entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]) for entry in tensors]
+        found = {
+            name: _Tensor(entry["dtype"], tuple(entry["shape"]), *entry["data_offsets"])
+            for name, entry in fields.items()
+            if name != "__metadata__"
+        }
     except (ValueError, RecursionError, AttributeError, TypeError, KeyError):
         raise MalformedArray(
             "the safetensors header cannot be read; save_file({'points': X}, path) writes one"
         ) from None
-    if len(found) != 1:
-        raise MalformedArray(f"the safetensors file holds {len(found)} tensors; send the points as its only one")
-    dtype, shape, offsets = found[0]
-    if not all(type(size) is int for size in shape):
-        raise MalformedArray("the safetensors header has a wrong shape; save_file({'points': X}, path) writes one")
-    layout = _checked_layout(shape, {"F32": "<f4", "F64": "<f8"}.get(str(dtype), dtype), False, limits)
-    if offsets != [0, layout.data_bytes]:
-        raise MalformedArray(f"the safetensors header places {layout.data_bytes} bytes at {str(offsets)[:40]}")
-    return layout
+    for name, (_, _, begin, end) in found.items():
+        if type(begin) is not int or type(end) is not int or not 0 <= begin <= end:
+            raise MalformedArray(f"the safetensors header places {name!r:.80} at [{begin!s:.20}, {end!s:.20}]")
+    reached = 0
+    for begin, end in sorted((begin, end) for _, _, begin, end in found.values()):
+        if begin != reached:
+            raise MalformedArray(f"the safetensors header leaves a gap or an overlap at byte {min(begin, reached)}")
+        reached = end
+    return found
 
 
-_NPY_HEADER = _Header(".npy", _npy_header_bytes, _npy_layout)
-_SAFETENSORS_HEADER = _Header("safetensors", _safetensors_header_bytes, _safetensors_layout)
+def _listed(tensors: Mapping[str, object]) -> str:
+    """Return their names as a part of a sentence, the first few where there are many."""
+    names = [f"{name!r:.80}" for name in list(tensors)[:_NAMES_TOLD]]
+    more = f" and {len(tensors) - _NAMES_TOLD} more" if len(tensors) > _NAMES_TOLD else ""
+    return f": {', '.join(names)}{more}" if names else ""
+
+
+_NAMES_TOLD = 20
+_NPY_HEADER = _Header(".npy", _npy_header_bytes, _find_npy)
 
 
 def _raw_layout(query: Mapping[str, str], limits: Limits) -> Layout:

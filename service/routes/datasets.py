@@ -19,7 +19,7 @@ ARRAY_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "description": "A float32 or float64 array (n, d): a .npy file, raw little-endian numbers with ?dtype=&shape=, "
-        "a safetensors file with this one tensor, or a small JSON list of rows.",
+        "a safetensors file (?tensor=NAME where it has several), or a small JSON list of rows.",
         "content": {
             NPY: {"schema": {"type": "string", "format": "binary"}},
             RAW: {"schema": {"type": "string", "format": "binary"}},
@@ -31,12 +31,13 @@ ARRAY_BODY: dict[str, Any] = {
 
 
 class RawQuery(BaseModel):
-    """How raw numbers (application/octet-stream) are to be read."""
+    """How raw numbers (application/octet-stream) are to be read, and which tensor of a safetensors file."""
 
     model_config = ConfigDict(extra="forbid")
 
     dtype: str | None = None
     shape: str | None = None
+    tensor: str | None = None
 
 
 class DatasetBody(BaseModel):

@@ -45,7 +45,7 @@ ANSWERS: dict[int | str, dict[str, Any]] = {
 
 
 class MetricQuery(BaseModel):
-    """A metric as query parameters; dtype and shape describe a raw body."""
+    """A metric as query parameters; dtype and shape describe a raw body, tensor names one of a safetensors file."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -57,6 +57,7 @@ class MetricQuery(BaseModel):
     )
     dtype: str | None = None
     shape: str | None = None
+    tensor: str | None = None
 
     def metric_json(self) -> dict[str, Any]:
         """Return the metric as in a specification; raises InvalidParameter."""

@@ -14,8 +14,8 @@ LIMITS = wire.Limits(1 << 20, 1000, 64, 1 << 20, 1 << 20)
 POINTS = np.random.default_rng(0).random((9, 2))
 
 
-def decode(body, piece=7):
-    decoder = wire.points_decoder("application/x-safetensors", None, len(body), {}, LIMITS)
+def decode(body, piece=7, length=True, **query):
+    decoder = wire.points_decoder("application/x-safetensors", None, len(body) if length else None, query, LIMITS)
     rows = [block for start in range(0, len(body), piece) for block in decoder.feed(body[start : start + piece])]
     rows += list(decoder.finish())
     return np.concatenate(rows)
@@ -33,6 +33,51 @@ def test_points_decoder_reads_safetensors(dtype, piece):
     read = decode(save({"points": points}, metadata={"made": "here"}), piece)
     assert read.dtype == dtype
     np.testing.assert_array_equal(read, points)
+
+
+MODEL = {"bias": np.arange(5, dtype=np.int8), "points": POINTS, "weight": np.ones((3, 4), np.float16)}
+
+
+@pytest.mark.parametrize("name", ["first", "points", "last"])
+@pytest.mark.parametrize("piece", [1, 7, 1 << 20])
+@pytest.mark.parametrize("length", [True, False])
+def test_points_decoder_finds_the_tensor_that_is_named(name, piece, length):
+    file = {"first": POINTS[:3], **MODEL, "last": POINTS[3:]}
+    np.testing.assert_array_equal(decode(save(file), piece, length, tensor=name), file[name])
+
+
+def test_several_tensors_are_listed_when_none_is_named():
+    with pytest.raises(wire.MalformedArray, match=r"3 tensors: .*'points'.*\?tensor=NAME"):
+        decode(save(MODEL))
+
+
+def test_many_tensors_are_not_all_listed():
+    with pytest.raises(wire.MalformedArray, match="and 80 more"):
+        decode(save({f"layer {i}": POINTS for i in range(100)}), 1 << 20)
+
+
+def test_a_tensor_that_is_not_there_is_refused_with_those_that_are():
+    with pytest.raises(wire.InvalidParameter, match="'bias'") as refused:
+        decode(save(MODEL), tensor="Points")
+    assert refused.value.field == "tensor"
+
+
+@pytest.mark.parametrize("cut", [1, 30, 100])
+@pytest.mark.parametrize("length", [True, False])
+def test_a_file_of_several_tensors_that_stops_short_is_refused(cut, length):
+    with pytest.raises(wire.WrongLength):
+        decode(save(MODEL)[:-cut], length=length, tensor="points")
+
+
+@pytest.mark.parametrize("length", [True, False])
+def test_a_file_of_several_tensors_that_goes_on_is_refused(length):
+    with pytest.raises(wire.WrongLength, match="goes on"):
+        decode(save(MODEL) + b"x", length=length, tensor="points")
+
+
+def test_tensor_means_nothing_to_other_formats():
+    with pytest.raises(wire.InvalidParameter, match="safetensors"):
+        wire.points_decoder(wire.NPY, None, None, {"tensor": "x"}, LIMITS)
 
 
 BAD = {

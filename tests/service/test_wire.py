@@ -183,6 +183,14 @@ def test_other_types_are_refused_with_what_to_send(media):
         wire.points_decoder(media, None, None, {}, LIMITS)
 
 
+@pytest.mark.parametrize("media", [wire.NPZ, "application/zip", None, wire.RAW])
+def test_npz_is_refused_with_the_reason(media):
+    body = io.BytesIO()
+    np.savez(body, points=POINTS)
+    with pytest.raises(wire.UnsupportedBody, match=r"zip archives.*np\.save"):
+        decode(body.getvalue(), media)
+
+
 def test_compressed_bodies_are_refused():
     with pytest.raises(wire.UnsupportedBody, match="gzip"):
         wire.points_decoder(wire.NPY, "gzip", None, {}, LIMITS)
