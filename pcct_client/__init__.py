@@ -23,6 +23,7 @@ calls     what is said to the service and in which order, shared by both clients
 following what a session knows of its track, and the flows that keep it true; no I/O
 session   the two sessions: what runs those flows beside a training loop
 client    the two clients
+sklearn   scikit-learn's neighbor transformer over pcct graphs; imported by itself, needs scikit-learn
 """
 
 from pcct_client.arrays import dataset_id

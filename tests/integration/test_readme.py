@@ -74,20 +74,6 @@ def test_readme_training_loop(url: str, home: Path) -> None:
     assert error == "None"
 
 
-@pytest.mark.integration
-@pytest.mark.parametrize("package", ["scipy", "torch"])
-def test_readme_fits(url: str, home: Path, package: str) -> None:
-    (code,) = blocks("python", {"scipy": "scipy.optimize", "torch": "torch.optim"}[package])
-    compile(code, "README.md", "exec")
-    pytest.importorskip(package)
-    (home / "vecchia.py").write_text((ROOT / "docs/demo/vecchia.py").read_text())
-    (home / "fit.py").write_text(code.replace(URL, url))
-    version, _variance, first, second, nugget = re.findall(r"[\d.]+", run([sys.executable, "fit.py"], home))
-    assert int(version) > 1
-    assert float(second) > float(first)
-    assert float(nugget) == pytest.approx(0.09, rel=0.2)
-
-
 def test_readme_python_library(home: Path) -> None:
     (code,) = blocks("python", "pcct_core")
     run([sys.executable, "-c", code], home)
