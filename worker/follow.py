@@ -15,7 +15,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, TypeAlias, TypeVar
 
@@ -50,8 +50,17 @@ class Follower:
     timeout_s: float
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def run_job(self, track: str, driver: str) -> None:
+    async def run_job(self, namespace: str, track: str, driver: str) -> None:
         """Drive a track; raises CancelledError only when the worker stops while the store is away."""
+        follower = replace(
+            self,
+            store=self.store.within(namespace),
+            tracks=self.tracks.within(namespace),
+            runner=self.runner.within(namespace),
+        )
+        await follower._drive(track, driver)
+
+    async def _drive(self, track: str, driver: str) -> None:
         delivery, reached = secrets.token_hex(8), 0
         await self._patiently(lambda: self.tracks.enter(track, driver, delivery))
         while True:

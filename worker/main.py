@@ -81,7 +81,7 @@ async def _work(settings: WorkerSettings, load_build: Callable[[], Build]) -> in
     runners: list[Runner] = []
 
     def info() -> WorkerInfo:
-        graph = next((runner.graph for runner in runners if runner.graph is not None), None)
+        graph = next((graph for runner in runners for graph in runner.building), None)
         return WorkerInfo(name, os.getpid(), warm=bool(runners), graph=graph)
 
     beats = asyncio.create_task(_beat(store, info, settings.heartbeat_s, leaving), name="pcct heartbeat")

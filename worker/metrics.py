@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, cast
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from worker.store import Keys
+from worker.keys import Keys
 
 
 class Counter(NamedTuple):

@@ -178,8 +178,8 @@ def answer_query(
 class TreeCache:
     """Trees of the datasets that were asked last, by dataset and metric; the least recently asked ones go first.
 
-    max_bytes: of all of them together; a larger tree is not kept. A tree says nothing about whether its dataset is still there:
-    whoever takes one looks.
+    dataset: a name of one, unlike that of any other. max_bytes: of all trees together; a larger one is not kept. A tree says
+    nothing about whether its dataset is still there: whoever takes one looks.
     """
 
     def __init__(self, max_bytes: int) -> None:

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
@@ -72,7 +73,8 @@ class Runner:
     """Runs jobs of one worker process, one at a time.
 
     stopping: set when the worker should stop; a running job is then handed back. threads: of one build, None for all.
-    queue: where a job is handed back to; None where whoever runs the attempt sees to that. graph: id being built, or None.
+    queue: where a job is handed back to; None where whoever runs the attempt sees to that.
+    building: ids of the graphs being built, one at most; shared by what `within` returns.
     """
 
     store: Store
@@ -81,15 +83,22 @@ class Runner:
     build: Build
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     threads: int | None = None
-    graph: str | None = None
+    building: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._trees = TreeCache(self.settings.tree_cache_bytes)
 
-    async def run_job(self, graph_id: str, request: str) -> None:
+    def within(self, namespace: str) -> Runner:
+        """Return this runner at work in a namespace of the store."""
+        runner = copy(self)
+        runner.store = self.store.within(namespace)
+        return runner
+
+    async def run_job(self, namespace: str, graph_id: str, request: str) -> None:
         """Do the job of one request; raises CancelledError only when the worker stops while the store is away."""
-        with on_behalf_of(await self._patiently(lambda: self.store.request_id(graph_id))):
-            await self._do_job(graph_id, request)
+        runner = self.within(namespace)
+        with on_behalf_of(await self._patiently(lambda: runner.store.request_id(graph_id))):
+            await runner._do_job(graph_id, request)
 
     async def _do_job(self, graph_id: str, request: str) -> None:
         attempt = secrets.token_hex(8)
@@ -116,7 +125,7 @@ class Runner:
         record = await self._patiently(lambda: self.store.graph(graph_id))
         if record is None:
             return
-        self.graph = graph_id
+        self.building.append(graph_id)
         started = time.perf_counter()
         try:
             end = await self._attempt(record, attempt, notice, log)
@@ -130,7 +139,7 @@ class Runner:
             await self._patiently(lambda: self.store.fail_graph(graph_id, attempt, problem))
             end = _End("failed")
         finally:
-            self.graph = None
+            self.building.remove(graph_id)
         seconds = time.perf_counter() - started
         if end.outcome in ("published", "overtaken"):
             log.info(f"job {end.outcome}", seconds=round(seconds, 3))
@@ -154,7 +163,7 @@ class Runner:
             await self._hand_back(record, attempt, log)
             return _End("handed-back")
         if isinstance(graph, QueryAnswer):
-            self._trees.keep(record.dataset, spec.metric, graph.tree)
+            self._trees.keep(self._tree_name(record.dataset), spec.metric, graph.tree)
         if graph.lookup is not None:
             await self._keep_profile(record.dataset, spec, graph.lookup)
         published = await self._patiently(
@@ -179,13 +188,17 @@ class Runner:
 
     async def _asked(self, dataset: str, spec: QuerySpec) -> NDArray[Any] | CoverTree:
         """Return the tree of a dataset that was asked before, or its points; raises UnknownDataset when it was deleted."""
-        tree = self._trees.find(dataset, spec.metric)
+        tree = self._trees.find(self._tree_name(dataset), spec.metric)
         if tree is None:
             return await self._patiently(partial(self.store.load_points, dataset))
         if await self._patiently(partial(self.store.dataset, dataset)) is None:
-            self._trees.drop(dataset)
+            self._trees.drop(self._tree_name(dataset))
             raise UnknownDataset(dataset)
         return tree
+
+    def _tree_name(self, dataset: str) -> str:
+        """Return the name of a dataset among the trees, which are those of all namespaces."""
+        return f"{self.store.namespace}:{dataset}"
 
     async def _profile(self, dataset: str, spec: GraphSpec) -> GateLookup | None:
         """Return the gate lookup that the specification asks for, None when none was learned yet.

@@ -1,8 +1,8 @@
 """What lives in Redis or Valkey: datasets, graphs, their arrays, and who is working; tracks are kept by `tracks`.
 
-All keys are made by `Keys`. An array lives in one hash whose fields are its row chunks, each behind a CRC-32, so it is
-renamed, evicted and deleted as a whole. Every change of a graph's state is one Lua script, so readers and racing
-writers see it before or after, never in between. Nothing here computes on points.
+A `Store` sees one namespace; `Store.within` gives another's. An array lives in one hash whose fields are its row chunks,
+each behind a CRC-32, so it is renamed, evicted and deleted as a whole. Every change of a graph's state is one Lua script,
+so readers and racing writers see it before or after, never in between. Nothing here computes on points.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import zlib
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing, suppress
+from copy import copy
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self, TypeAlias, cast
@@ -31,6 +32,7 @@ from redis.exceptions import RedisError
 
 from pcct_core.errors import PcctError
 from pcct_core.spec import GraphSpec
+from worker.keys import Keys
 from worker.logs import request_id
 from worker.query import Wish
 from worker.settings import SharedSettings
@@ -107,6 +109,7 @@ class GraphRecord:
     created_s, updated_s: Unix time by the store's clock.
     """
 
+    namespace: str
     id: str
     dataset: str
     spec: dict[str, Any]
@@ -148,59 +151,6 @@ class Claim(NamedTuple):
 
     standing: Standing
     attempt: str
-
-
-class Keys:
-    """Every key and channel, made in one place."""
-
-    changes = "pcct:changes"
-    metrics = "pcct:metrics"
-    workers = "pcct:workers"
-
-    @staticmethod
-    def dataset(id: str) -> str:
-        """Hash: description of a dataset."""
-        return f"pcct:dataset:{id}"
-
-    @staticmethod
-    def points(id: str) -> str:
-        """Hash: row chunks of a dataset by number."""
-        return f"pcct:dataset:{id}:points"
-
-    @staticmethod
-    def profiles(id: str) -> str:
-        """Hash: gate lookups learned on a dataset, by "kernel:k"."""
-        return f"pcct:dataset:{id}:profiles"
-
-    @staticmethod
-    def graph(id: str) -> str:
-        """Hash: the record of a graph."""
-        return f"pcct:graph:{id}"
-
-    @staticmethod
-    def arrays(id: str) -> str:
-        """Hash: row chunks of a graph's arrays, "name:number"."""
-        return f"pcct:graph:{id}:arrays"
-
-    @staticmethod
-    def track(id: str) -> str:
-        """Hash: the record of a track."""
-        return f"pcct:track:{id}"
-
-    @staticmethod
-    def track_events(id: str) -> str:
-        """Stream: the latest events of a track."""
-        return f"pcct:track:{id}:events"
-
-    @staticmethod
-    def staging(token: str) -> str:
-        """Hash: chunks on their way in; expires by itself."""
-        return f"pcct:staging:{token}"
-
-    @staticmethod
-    def worker(name: str) -> str:
-        """String: a worker's heartbeat; expires by itself."""
-        return f"pcct:worker:{name}"
 
 
 def graph_id(dataset_id: str, spec: Wish) -> str:
@@ -467,7 +417,7 @@ _SCRIPTS = {
 
 
 class Store:
-    """The store: datasets, graphs and workers in one Redis or Valkey.
+    """One namespace of the store, and the workers: what lies in one Redis or Valkey.
 
     Every method may raise `redis.exceptions.RedisError` when the store is away. Close it with `aclose`.
     """
@@ -481,6 +431,7 @@ class Store:
         self._stale_run_s = stale_run_s
         self._scripts: dict[str, AsyncScript] = {name: redis.register_script(text) for name, text in _SCRIPTS.items()}
         self._watch = _Watch(redis)
+        self._keys = Keys()
 
     @classmethod
     def from_settings(cls, settings: SharedSettings) -> Store:
@@ -492,6 +443,22 @@ class Store:
             stale_run_s=settings.stale_run_s,
         )
 
+    def within(self, namespace: str) -> Store:
+        """Return the store of a namespace on the same connections; close one of them, and all are."""
+        store = copy(self)
+        store._keys = Keys(namespace)
+        return store
+
+    @property
+    def keys(self) -> Keys:
+        """The keys of this namespace."""
+        return self._keys
+
+    @property
+    def namespace(self) -> str:
+        """The name of this namespace."""
+        return self._keys.namespace
+
     @property
     def redis(self) -> Redis:
         """The store's client, for what else is kept there."""
@@ -499,7 +466,7 @@ class Store:
 
     def listen(self, id: str) -> AbstractAsyncContextManager[asyncio.Event]:
         """Return a context whose event is set whenever the graph or track changes, or a change may have been missed."""
-        return self._watch.listen(id)
+        return self._watch.listen(self._keys.changes, id)
 
     async def aclose(self) -> None:
         """Stop listening and close the connections."""
@@ -519,7 +486,7 @@ class Store:
 
     async def dataset(self, id: str) -> Dataset | None:
         """Return the dataset, or None when it is not there."""
-        fields = await self._fields(Keys.dataset(id))
+        fields = await self._fields(self._keys.dataset(id))
         if not fields:
             return None
         return Dataset(
@@ -548,9 +515,11 @@ class Store:
             raise UnknownDataset(id)
         points: NDArray[Any] = np.empty((dataset.n, dataset.d), _little_endian(dataset.dtype))
         target = memoryview(cast(Any, points)).cast("B")
-        rows = _rows_per_chunk(self._chunk_bytes_of(await self._fields(Keys.dataset(id))), points.strides[0])
+        rows = _rows_per_chunk(self._chunk_bytes_of(await self._fields(self._keys.dataset(id))), points.strides[0])
         starts = range(0, dataset.n, rows)
-        async with aclosing(self._chunks(Keys.points(id), [str(number) for number in range(len(starts))])) as chunks:
+        async with aclosing(
+            self._chunks(self._keys.points(id), [str(number) for number in range(len(starts))])
+        ) as chunks:
             for start in starts:
                 stop = min(dataset.n, start + rows)
                 begin, end = start * points.strides[0], stop * points.strides[0]
@@ -563,12 +532,14 @@ class Store:
 
     async def delete_dataset(self, id: str) -> bool:
         """Remove a dataset; graphs already made from it stay. Return False when it was not there."""
-        removed = await cast(Any, self._redis.unlink(Keys.dataset(id), Keys.points(id), Keys.profiles(id)))
+        removed = await cast(
+            Any, self._redis.unlink(self._keys.dataset(id), self._keys.points(id), self._keys.profiles(id))
+        )
         return bool(removed)
 
     async def profile(self, dataset: str, kernel: str, k: int) -> dict[str, Any] | None:
         """Return the gate lookup that was first learned on a dataset for a kernel and k, as JSON, or None."""
-        text = await cast(Any, self._redis.hget(Keys.profiles(dataset), f"{kernel}:{k}"))
+        text = await cast(Any, self._redis.hget(self._keys.profiles(dataset), f"{kernel}:{k}"))
         return json.loads(text) if text is not None else None
 
     async def keep_profile(self, dataset: str, kernel: str, k: int, profile: Mapping[str, Any]) -> bool:
@@ -577,7 +548,7 @@ class Store:
         It stays as long as the dataset, so that the same specification keeps giving the same bytes.
         """
         kept = await self._run(
-            "profile", [Keys.dataset(dataset), Keys.profiles(dataset)], [f"{kernel}:{k}", _dump(profile)]
+            "profile", [self._keys.dataset(dataset), self._keys.profiles(dataset)], [f"{kernel}:{k}", _dump(profile)]
         )
         return kept == 1
 
@@ -585,8 +556,8 @@ class Store:
 
     async def graph(self, id: str) -> GraphRecord | None:
         """Return the record of a graph, or None when nobody asked for it."""
-        fields = await self._fields(Keys.graph(id))
-        return _record(id, fields) if fields else None
+        fields = await self._fields(self._keys.graph(id))
+        return _record(self.namespace, id, fields) if fields else None
 
     async def request_graph(self, dataset_id: str, spec: Wish) -> tuple[GraphRecord, bool]:
         """Ask for the graph of (dataset, spec), atomically; return its record and whether to `Queue.submit(record)`.
@@ -597,8 +568,16 @@ class Store:
         id = graph_id(dataset_id, spec)
         answer = await self._run(
             "request",
-            [Keys.graph(id), Keys.arrays(id), Keys.dataset(dataset_id)],
-            [id, dataset_id, spec.canonical(), secrets.token_hex(8), self._stale_run_s, Keys.changes, request_id()],
+            [self._keys.graph(id), self._keys.arrays(id), self._keys.dataset(dataset_id)],
+            [
+                id,
+                dataset_id,
+                spec.canonical(),
+                secrets.token_hex(8),
+                self._stale_run_s,
+                self._keys.changes,
+                request_id(),
+            ],
         )
         if answer < 0:
             raise UnknownDataset(dataset_id)
@@ -609,7 +588,7 @@ class Store:
 
     async def request_id(self, id: str) -> str:
         """Return the id of the HTTP request that queued a graph's job, "" when that is not known."""
-        raw = await cast(Any, self._redis.hget(Keys.graph(id), "request_id"))
+        raw = await cast(Any, self._redis.hget(self._keys.graph(id), "request_id"))
         return raw.decode() if raw else ""
 
     async def wait_graph(self, id: str, timeout_s: float) -> GraphRecord | None:
@@ -618,7 +597,7 @@ class Store:
         None when the graph is unknown, or forgotten while waiting. Notified by the store, not by polling.
         """
         deadline = time.monotonic() + timeout_s
-        async with self._watch.listen(id) as changed:
+        async with self.listen(id) as changed:
             while True:
                 changed.clear()
                 record = await self.graph(id)
@@ -637,8 +616,8 @@ class Store:
         """
         answer = await self._run(
             "start",
-            [Keys.graph(id)],
-            [id, request, attempt, max_attempts, _dump(exhausted), Keys.changes],
+            [self._keys.graph(id)],
+            [id, request, attempt, max_attempts, _dump(exhausted), self._keys.changes],
         )
         return answer == 1
 
@@ -660,10 +639,10 @@ class Store:
         id, attempt = graph_id(dataset_id, spec), secrets.token_hex(8)
         answer = await self._run(
             "claim",
-            [Keys.graph(id), Keys.arrays(id), Keys.dataset(dataset_id), Keys.track(track)],
+            [self._keys.graph(id), self._keys.arrays(id), self._keys.dataset(dataset_id), self._keys.track(track)],
             [
                 *(id, dataset_id, spec.canonical(), secrets.token_hex(8), attempt, self._stale_run_s, track),
-                *(delivery, max_attempts, _dump(exhausted), Keys.changes),
+                *(delivery, max_attempts, _dump(exhausted), self._keys.changes),
             ],
         )
         if answer == -1:
@@ -677,13 +656,14 @@ class Store:
         overtaken: only while the newest version that was requested of the track is published, so that nobody waits for it.
         Returns the record to `Queue.submit` for those others, None when there are none.
         """
-        answer = await self._run("drop", [Keys.graph(id), Keys.track(track)], [id, track, Keys.changes, int(overtaken)])
+        keys = [self._keys.graph(id), self._keys.track(track)]
+        answer = await self._run("drop", keys, [id, track, self._keys.changes, int(overtaken)])
         return await self.graph(id) if answer == 2 else None
 
     async def set_progress(self, id: str, attempt: str, progress: Mapping[str, Any] | None) -> bool:
         """Record progress (None: only that the attempt is alive). Return False when the attempt should stop."""
         text = "" if progress is None else _dump(progress)
-        return bool(await self._run("progress", [Keys.graph(id)], [attempt, text]))
+        return bool(await self._run("progress", [self._keys.graph(id)], [attempt, text]))
 
     async def publish_graph(
         self,
@@ -709,8 +689,8 @@ class Store:
             }
             answer = await self._run(
                 "publish",
-                [Keys.graph(id), Keys.arrays(id), staging.key],
-                [id, attempt, Keys.changes, *_flat(fields)],
+                [self._keys.graph(id), self._keys.arrays(id), staging.key],
+                [id, attempt, self._keys.changes, *_flat(fields)],
             )
         except BaseException:
             await asyncio.shield(staging.remove())
@@ -719,29 +699,31 @@ class Store:
 
     async def fail_graph(self, id: str, attempt: str, error: Mapping[str, Any]) -> bool:
         """End the attempt with an error {"type", "title", "detail", …}; return False when it no longer counts."""
-        return bool(await self._run("end", [Keys.graph(id)], [id, attempt, Keys.changes, "failed", _dump(error)]))
+        return bool(
+            await self._run("end", [self._keys.graph(id)], [id, attempt, self._keys.changes, "failed", _dump(error)])
+        )
 
     async def hand_back(self, id: str, attempt: str) -> bool:
         """Turn a running attempt back into a queued job, free of charge; return False when it no longer counts."""
-        return bool(await self._run("end", [Keys.graph(id)], [id, attempt, Keys.changes, "queued", ""]))
+        return bool(await self._run("end", [self._keys.graph(id)], [id, attempt, self._keys.changes, "queued", ""]))
 
     async def cancel_graph(self, id: str) -> bool:
         """Cancel a queued or running graph; its worker stops within about 100 ms. Return False when it was neither."""
-        return bool(await self._run("cancel", [Keys.graph(id)], [id, Keys.changes]))
+        return bool(await self._run("cancel", [self._keys.graph(id)], [id, self._keys.changes]))
 
     async def forget_graph(self, id: str) -> bool:
         """Cancel and remove a graph with its arrays; return False when there was none."""
         async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.unlink(Keys.graph(id), Keys.arrays(id))
-            pipe.publish(Keys.changes, id)
+            pipe.unlink(self._keys.graph(id), self._keys.arrays(id))
+            pipe.publish(self._keys.changes, id)
             removed, _ = await pipe.execute()
         return bool(removed)
 
     async def is_intact(self, id: str) -> bool:
         """Return whether a graph is ready and none of its chunks is missing."""
         async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.hmget(Keys.graph(id), "state", "chunks")
-            pipe.hlen(Keys.arrays(id))
+            pipe.hmget(self._keys.graph(id), "state", "chunks")
+            pipe.hlen(self._keys.arrays(id))
             (state, chunks), stored = await pipe.execute()
         return bool(state == b"ready" and int(chunks) == stored)
 
@@ -766,7 +748,7 @@ class Store:
         step = info.rows_per_chunk
         numbers = range(start // step, -(-stop // step) if start < stop else 0)
         names = [f"{name}:{number}" for number in numbers]
-        async with aclosing(self._chunks(Keys.arrays(graph_id), names)) as chunks:
+        async with aclosing(self._chunks(self._keys.arrays(graph_id), names)) as chunks:
             for number in numbers:
                 first, last = number * step, min(n, (number + 1) * step)
                 payload = _checked(await anext(chunks), (last - first) * info.row_bytes)
@@ -857,7 +839,9 @@ class Store:
     async def _drop_damaged(self, id: str, name: str) -> DamagedData:
         message = f"the stored {name} of graph {id} are damaged and were removed; ask for the graph again"
         error = {"type": "damaged-graph", "title": "The stored graph was damaged", "detail": message}
-        await self._run("damaged", [Keys.graph(id), Keys.arrays(id)], [id, Keys.changes, _dump(error)])
+        await self._run(
+            "damaged", [self._keys.graph(id), self._keys.arrays(id)], [id, self._keys.changes, _dump(error)]
+        )
         return DamagedData(message)
 
 
@@ -924,8 +908,9 @@ class Upload:
             "facts": _dump(dataset.facts),
             "chunk_bytes": str(self._store._chunk_bytes),
         }
+        keys = self._store.keys
         created = await self._store._run(
-            "commit", [Keys.dataset(id), Keys.points(id), self._staging.key], [self._staging.count, *_flat(fields)]
+            "commit", [keys.dataset(id), keys.points(id), self._staging.key], [self._staging.count, *_flat(fields)]
         )
         self._committed = True
         return dataset, bool(created)
@@ -979,20 +964,26 @@ class _Staging:
             await pipe.execute()
 
 
+_Topic: TypeAlias = tuple[str, str]  # the channel of a namespace, and the id of a graph or track
+
+
 class _Watch:
     """One subscription for all waiters of this process; wakes those whose graph or track has changed."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
-        self._waiting: dict[str, set[asyncio.Event]] = {}
+        self._waiting: dict[_Topic, set[asyncio.Event]] = {}
         self._task: asyncio.Task[None] | None = None
         self._closed = False
 
-    def listen(self, id: str) -> _Listening:
-        """Return a context whose event is set whenever what has this id changes or a change may have been missed."""
+    def listen(self, channel: str, id: str) -> _Listening:
+        """Return a context whose event is set whenever what has this id changes or a change may have been missed.
+
+        channel: of the namespace's changes.
+        """
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._listen(), name="pcct graph events")
-        return _Listening(self._waiting, id)
+        return _Listening(self._waiting, (channel, id))
 
     async def aclose(self) -> None:
         """Stop listening."""
@@ -1007,46 +998,46 @@ class _Watch:
         while not self._closed:
             with suppress(RedisError, OSError):
                 async with self._redis.pubsub() as pubsub:
-                    await pubsub.subscribe(Keys.changes)
+                    await pubsub.psubscribe(Keys.every_change)
                     while not self._closed:
                         message = await pubsub.get_message(timeout=30.0)
                         if message is None:
                             continue
-                        if message["type"] == "subscribe":
+                        if message["type"] == "psubscribe":
                             self._wake_all()  # a change before this moment went unheard
                         else:
-                            self._wake(message["data"].decode())
+                            self._wake((message["channel"].decode(), message["data"].decode()))
             await asyncio.sleep(0.2)
 
-    def _wake(self, id: str) -> None:
-        for event in self._waiting.get(id, ()):
+    def _wake(self, topic: _Topic) -> None:
+        for event in self._waiting.get(topic, ()):
             event.set()
 
     def _wake_all(self) -> None:
-        for id in self._waiting:
-            self._wake(id)
+        for topic in self._waiting:
+            self._wake(topic)
 
 
 class _Listening:
     """Registers one waiter's event while it waits."""
 
-    def __init__(self, waiting: dict[str, set[asyncio.Event]], id: str) -> None:
-        self._waiting, self._id, self._event = waiting, id, asyncio.Event()
+    def __init__(self, waiting: dict[_Topic, set[asyncio.Event]], topic: _Topic) -> None:
+        self._waiting, self._topic, self._event = waiting, topic, asyncio.Event()
 
     async def __aenter__(self) -> asyncio.Event:
-        self._waiting.setdefault(self._id, set()).add(self._event)
+        self._waiting.setdefault(self._topic, set()).add(self._event)
         return self._event
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        events = self._waiting[self._id]
+        events = self._waiting[self._topic]
         events.discard(self._event)
         if not events:
-            del self._waiting[self._id]
+            del self._waiting[self._topic]
 
 
-def _record(id: str, fields: Mapping[str, str]) -> GraphRecord:
+def _record(namespace: str, id: str, fields: Mapping[str, str]) -> GraphRecord:
     def parsed(name: str) -> dict[str, Any] | None:
         return json.loads(fields[name]) if name in fields else None
 
@@ -1055,6 +1046,7 @@ def _record(id: str, fields: Mapping[str, str]) -> GraphRecord:
         for name, i in (parsed("arrays") or {}).items()
     }
     return GraphRecord(
+        namespace=namespace,
         id=id,
         dataset=fields["dataset"],
         spec=json.loads(fields["spec"]),

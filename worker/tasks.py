@@ -3,12 +3,12 @@
 There are two, "interactive" for graphs and "refresh" for tracks, because pydocket knows no priorities and a track that is
 refreshed all the time must not keep those waiting who asked for a graph. Nothing else here knows pydocket.
 
-A job's key is the graph and the token of the request that queued it, so one request is at most one job however often
-it is submitted, and a graph that is deleted and asked for again while it is being built gets a job of its own: the old
-one finds its token outdated and stops. Arguments are ids only, because the queue pickles them: the store must be
-trusted.
+A job's key is the namespace, the graph and the token of the request that queued it, so one request is at most one job
+however often it is submitted, and a graph that is deleted and asked for again while it is being built gets a job of its
+own: the old one finds its token outdated and stops. Arguments are ids only, because the queue pickles them: the store
+must be trusted.
 A cancelled graph needs nothing here: its job, when it comes up, finds that it is not wanted.
-A follow job's key is the track and its driver's token. A key can be queued again once its job has ended.
+A follow job's key is the namespace, the track and its driver's token. A key can be queued again once its job has ended.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from redis.exceptions import TimeoutError as StoreTimeoutError
 from worker.settings import SharedSettings
 from worker.store import GraphRecord
 
-Job: TypeAlias = Callable[[str, str], Awaitable[None]]
+Job: TypeAlias = Callable[[str, str, str], Awaitable[None]]
 
 _BUILD, _FOLLOW = "build", "follow"
 
@@ -80,13 +80,12 @@ class Queue:
         again: any new string makes it a new job of the same request, for a worker that hands one back.
         Raises RedisError when the store is away; ask and submit again then.
         """
-        await self._add(
-            ":".join(part for part in (record.id, record.request, again) if part), record.id, record.request
-        )
+        parts = (record.namespace, record.id, record.request, again)
+        await self._add(":".join(part for part in parts if part), record.namespace, record.id, record.request)
 
-    async def follow(self, track: str, driver: str) -> None:
+    async def follow(self, namespace: str, track: str, driver: str) -> None:
         """Queue the job that drives a track; harmless while it is queued or runs. Raises RedisError."""
-        await self._add(f"{track}:{driver}", track, driver)
+        await self._add(f"{namespace}:{track}:{driver}", namespace, track, driver)
 
     async def depth(self) -> int:
         """Return the number of jobs that wait or run."""
@@ -106,10 +105,11 @@ class Queue:
         return Backlog(jobs, max(0.0, now_s + now_us / 1e6 - queued_s))
 
     async def work(self, job: Job, *, name: str, redelivery_s: float, stopping: asyncio.Event) -> None:
-        """Take jobs, one at a time, and await job(graph_id, request), or job(track, driver), until `stopping` is set.
+        """Take jobs, one at a time, and await job(namespace, graph, request), or job(namespace, track, driver).
 
-        A job whose worker dies is given to another one after redelivery_s without a sign of life. When stopping, the
-        running job is awaited: it must notice `stopping` by itself. Outages of the store are waited out.
+        Returns once `stopping` is set. A job whose worker dies is given to another one after redelivery_s without a sign
+        of life. When stopping, the running job is awaited: it must notice `stopping` by itself. Outages of the store are
+        waited out.
         """
         docket = await self._opened()
         docket.register(job, names=[self._task])
@@ -132,10 +132,10 @@ class Queue:
             if not loop.cancelled():
                 loop.result()
 
-    async def _add(self, key: str, first: str, second: str) -> None:
+    async def _add(self, key: str, namespace: str, id: str, token: str) -> None:
         docket = await self._opened()
         async with self._limited():
-            await docket.add(self._task, key=key)(first, second)
+            await docket.add(self._task, key=key)(namespace, id, token)
 
     @asynccontextmanager
     async def _limited(self) -> AsyncIterator[None]:
@@ -154,6 +154,6 @@ class Queue:
         return self._docket
 
 
-async def _declared(first: str, second: str) -> None:
+async def _declared(namespace: str, id: str, token: str) -> None:
     """Stand for the task in processes that only submit it."""
     raise NotImplementedError("a process that takes jobs must pass its own function to Queue.work")

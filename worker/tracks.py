@@ -13,6 +13,7 @@ import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Mapping
+from copy import copy
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, cast
 
@@ -22,9 +23,10 @@ from redis.commands.core import AsyncScript
 from pcct_core.errors import InvalidInput, InvalidSpec, PcctError
 from pcct_core.points import check_shape, lengthscale_of
 from pcct_core.spec import Euclidean, GraphSpec, Metric, Residual, metric_from_json
+from worker.keys import Keys
 from worker.logs import request_id
 from worker.metrics import BUILD_S, DECISIONS, ERRORS, QUEUE_WAIT_S, STALENESS, Samples, observe, read_samples
-from worker.store import Keys, Store, UnknownDataset, graph_id, wait_for_change
+from worker.store import Store, UnknownDataset, graph_id, wait_for_change
 
 if TYPE_CHECKING:
     from worker.tasks import Queue
@@ -515,7 +517,7 @@ _SCRIPTS = {
 
 
 class Tracks:
-    """The tracks of one store. Every method may raise `redis.exceptions.RedisError` when the store is away.
+    """The tracks of one namespace. Every method may raise `redis.exceptions.RedisError` when the store is away.
 
     queue: of the follow jobs (`Queue.refresh_from_settings`).
     graphs: of interactive jobs, for what a deleted track was building and others wait for too.
@@ -523,11 +525,19 @@ class Tracks:
 
     def __init__(self, store: Store, queue: Queue, graphs: Queue) -> None:
         self._store = store
+        self._keys = store.keys
         self._queue = queue
         self._graphs = graphs
         self._scripts: dict[str, AsyncScript] = {
             name: store.redis.register_script(text) for name, text in _SCRIPTS.items()
         }
+
+    def within(self, namespace: str) -> Tracks:
+        """Return the tracks of a namespace on the same connections."""
+        tracks = copy(self)
+        tracks._store = self._store.within(namespace)
+        tracks._keys = tracks._store.keys
+        return tracks
 
     # Asking side
 
@@ -556,7 +566,7 @@ class Tracks:
 
     async def track(self, id: str) -> TrackRecord:
         """Return a track, in one round trip; raises UnknownTrack."""
-        raw = await cast(Any, self._store.redis.hgetall(Keys.track(id)))
+        raw = await cast(Any, self._store.redis.hgetall(self._keys.track(id)))
         if not raw:
             raise UnknownTrack(id)
         return _record(id, {name.decode(): value.decode() for name, value in raw.items()})
@@ -626,13 +636,13 @@ class Tracks:
             while True:
                 changed.clear()
                 entries = await cast(
-                    Any, self._store.redis.xrange(Keys.track_events(id), f"({last}", "+", _EVENTS_AT_ONCE)
+                    Any, self._store.redis.xrange(self._keys.track_events(id), f"({last}", "+", _EVENTS_AT_ONCE)
                 )
                 for entry, fields in entries:
                     last = entry.decode()
                     yield _event(last, fields[b"event"])
                 if not entries:
-                    if not await cast(Any, self._store.redis.exists(Keys.track(id))):
+                    if not await cast(Any, self._store.redis.exists(self._keys.track(id))):
                         return
                     await wait_for_change(changed, math.inf)
 
@@ -645,7 +655,9 @@ class Tracks:
 
         A build that somebody else has asked for meanwhile starts again from the queue of graphs.
         """
-        building = await self._run("delete", [Keys.track(id), Keys.track_events(id)], [id, Keys.changes])
+        building = await self._run(
+            "delete", [self._keys.track(id), self._keys.track_events(id)], [id, self._keys.changes]
+        )
         if building:
             await self.drop_build(id, building.decode())
         return building is not None
@@ -654,11 +666,11 @@ class Tracks:
 
     async def enter(self, id: str, driver: str, delivery: str) -> bool:
         """Start to drive a track; earlier deliveries of the job count no more. False when the driver is not the one."""
-        return bool(await self._run("enter", [Keys.track(id)], [driver, delivery]))
+        return bool(await self._run("enter", [self._keys.track(id)], [driver, delivery]))
 
     async def begin(self, record: TrackRecord, version: int) -> Begun | None:
         """Begin to build the newest requested version; None when its delivery or the version is not the one any more."""
-        answer = await self._run("begin", [Keys.track(record.id)], [record.delivery, version])
+        answer = await self._run("begin", [self._keys.track(record.id)], [record.delivery, version])
         return Begun(answer[0].decode(), float(answer[1])) if answer else None
 
     async def publish_version(self, id: str, pending: Pending, *, queue_s: float, build_s: float) -> bool:
@@ -668,9 +680,9 @@ class Tracks:
         complete, swap = _message("complete", event | times), _message("swap", event)
         stale = await self._run(
             "publish",
-            [Keys.track(id), Keys.track_events(id)],
+            [self._keys.track(id), self._keys.track_events(id)],
             [
-                *(id, Keys.changes, pending.version, pending.graph, _dump(pending.metric), pending.epoch),
+                *(id, self._keys.changes, pending.version, pending.graph, _dump(pending.metric), pending.epoch),
                 *(complete, swap, _EVENTS_KEPT),
             ],
         )
@@ -688,9 +700,9 @@ class Tracks:
         event = {"track": record.id, "version": pending.version, "epoch": pending.epoch, "error": dict(error)}
         failed = await self._run(
             "fail",
-            [Keys.track(record.id), Keys.track_events(record.id)],
+            [self._keys.track(record.id), self._keys.track_events(record.id)],
             [
-                *(record.id, Keys.changes, record.delivery, pending.version, _dump(error)),
+                *(record.id, self._keys.changes, record.delivery, pending.version, _dump(error)),
                 *(_message(name, event), _EVENTS_KEPT),
             ],
         )
@@ -703,23 +715,23 @@ class Tracks:
         """Add an event "progress"."""
         known = {name: progress[name] for name in ("phase", "done", "total")}
         event = {"track": id, "version": pending.version, "epoch": pending.epoch} | known
-        keys = [Keys.track(id), Keys.track_events(id)]
-        await self._run("tell", keys, [id, Keys.changes, _message("progress", event), _EVENTS_KEPT])
+        keys = [self._keys.track(id), self._keys.track_events(id)]
+        await self._run("tell", keys, [id, self._keys.changes, _message("progress", event), _EVENTS_KEPT])
 
     async def release(self, record: TrackRecord) -> bool:
         """End the driver; False when it must go on, because something newer is wanted."""
-        return bool(await self._run("release", [Keys.track(record.id)], [record.delivery]))
+        return bool(await self._run("release", [self._keys.track(record.id)], [record.delivery]))
 
     async def hand_over(self, record: TrackRecord) -> None:
         """Give the track to a new driver, whose job waits its turn like every other."""
         successor = _new_driver()
-        if await self._run("hand_over", [Keys.track(record.id)], [record.delivery, successor]):
-            await self._queue.follow(record.id, successor)
+        if await self._run("hand_over", [self._keys.track(record.id)], [record.delivery, successor]):
+            await self._queue.follow(self._store.namespace, record.id, successor)
 
     async def ensure_driver(self, record: TrackRecord) -> None:
         """See that the job of the track's driver is queued or running: whoever named it may have died before submitting."""
         if record.driver:
-            await self._queue.follow(record.id, record.driver)
+            await self._queue.follow(self._store.namespace, record.id, record.driver)
 
     async def waiting(self) -> int:
         """Return the number of follow jobs that wait or run."""
@@ -757,11 +769,11 @@ class Tracks:
         answer = await self._run(
             "schedule",
             [
-                *(Keys.track(wish.track), Keys.track_events(wish.track), Keys.dataset(wish.dataset)),
-                *(Keys.graph(graph), Keys.arrays(graph), Keys.metrics),
+                *(self._keys.track(wish.track), self._keys.track_events(wish.track), self._keys.dataset(wish.dataset)),
+                *(self._keys.graph(graph), self._keys.arrays(graph), Keys.metrics),
             ],
             [
-                *(wish.track, Keys.changes, wish.revision, wish.epoch, wish.version, graph),
+                *(wish.track, self._keys.changes, wish.revision, wish.epoch, wish.version, graph),
                 *(_dump(wish.spec.metric.to_json()), _new_driver()),
                 _message("schedule", reasoned),
                 _message("skip_cached", event | {"reason": "ready"}),
@@ -778,7 +790,7 @@ class Tracks:
         driver, building = (part.decode() for part in answer)
         _log.info("neighbor_refresh.schedule" if driver else "neighbor_refresh.swap", **reasoned)
         if driver:
-            await self._queue.follow(wish.track, driver)
+            await self._queue.follow(self._store.namespace, wish.track, driver)
         elif building not in ("", graph):
             # An older version, which cannot be published any more.
             await self.drop_build(wish.track, building, overtaken=True)
@@ -790,9 +802,9 @@ class Tracks:
         event = {"track": record.id, "version": record.version, "epoch": epoch, "reason": decision.reason}
         answer = await self._run(
             "note",
-            [Keys.track(record.id), Keys.track_events(record.id), Keys.metrics],
+            [self._keys.track(record.id), self._keys.track_events(record.id), Keys.metrics],
             [
-                *(record.id, Keys.changes, epoch, DECISIONS.field(*decision)),
+                *(record.id, self._keys.changes, epoch, DECISIONS.field(*decision)),
                 *(_message("skip_cached", event) if cached else "", _EVENTS_KEPT),
             ],
         )
@@ -801,7 +813,7 @@ class Tracks:
         return bool(answer == 1)
 
     async def _last_event(self, id: str) -> str:
-        newest = await cast(Any, self._store.redis.xrevrange(Keys.track_events(id), count=1))
+        newest = await cast(Any, self._store.redis.xrevrange(self._keys.track_events(id), count=1))
         return newest[0][0].decode() if newest else "0-0"
 
     async def _run(self, script: str, keys: list[str], args: list[Any]) -> Any:

@@ -45,7 +45,7 @@ def head(length: int, extra: str = "") -> bytes:
 
 
 async def staged(redis: Redis) -> int:
-    return len(await redis.keys("pcct:[ds]*"))
+    return len(await redis.keys("pcct:[ns]*"))
 
 
 async def wait_for(redis: Redis, number: int) -> None:

@@ -115,10 +115,10 @@ async def test_the_id_follows_a_refresh_into_the_lines_of_the_worker(live, valke
     store, refreshes = Store.from_settings(settings), Queue.refresh_from_settings(settings)
     tracks = Tracks(store, refreshes, Queue.from_settings(settings))
     follower = Follower(store, tracks, Runner(store, None, settings, live.gate), 20.0)
-    await follower.run_job(track, (await tracks.track(track)).driver)
+    await follower.run_job("default", track, (await tracks.track(track)).driver)
     change = {"metric": {"lengthscale": 2.0}, "epoch": 7}
     await live.client.post(f"/v1/tracks/{track}/refresh", json=change, headers={"X-Request-Id": "change"})
-    await follower.run_job(track, (await tracks.track(track)).driver)
+    await follower.run_job("default", track, (await tracks.track(track)).driver)
     await refreshes.aclose()
     await store.aclose()
     for event in ("neighbor_refresh.schedule", "job started", "job published", "neighbor_refresh.swap"):

@@ -14,9 +14,10 @@ from pcct_core.errors import Cancelled, NotPositiveDefinite
 from pcct_core.graph import Graph, build_graph
 from pcct_core.spec import Euclidean, GraphSpec
 from worker.follow import Follower
+from worker.keys import Keys
 from worker.run import Runner
 from worker.settings import WorkerSettings
-from worker.store import Dataset, Keys, Store, graph_id
+from worker.store import Dataset, Store, graph_id
 from worker.tasks import Queue
 from worker.tracks import RefreshPolicy, TrackRecord, Tracks
 
@@ -127,7 +128,7 @@ async def until_settled(workers: Workers, id: str) -> TrackRecord:
 
 async def names(workers: Workers, id: str) -> list[str]:
     """The names of all events so far."""
-    entries = await workers.store.redis.xlen(Keys.track_events(id))
+    entries = await workers.store.redis.xlen(Keys().track_events(id))
     events = workers.tracks.events(id, "0")
     return [(await anext(events)).name.removeprefix("neighbor_refresh.") for _ in range(entries)]
 
@@ -213,7 +214,7 @@ async def test_track_deleted_while_its_build_runs_stops_it(workers: Workers, tra
     graph = await workers.store.graph(track.requested_graph)
     assert graph is not None
     assert graph.state == "cancelled"
-    assert await workers.store.redis.keys("pcct:track:*") == []
+    assert await workers.store.redis.keys("pcct:ns:*:track:*") == []
 
 
 async def test_build_overtaken_by_a_cached_graph_is_cancelled_and_can_be_asked_for_again(
@@ -287,12 +288,12 @@ async def test_stopping_worker_hands_its_track_to_another(workers: Workers, trac
 async def test_redelivered_job_takes_over_and_the_stalled_one_changes_nothing(
     workers: Workers, track: TrackRecord, held: Held
 ) -> None:
-    stalled = asyncio.create_task(workers.follower(held).run_job(track.id, track.driver))
+    stalled = asyncio.create_task(workers.follower(held).run_job("default", track.id, track.driver))
     await until(lambda: held.scales)
     again = Held()
     again.opened.set()
     await workers.tracks.refresh(track.id, {"lengthscale": 2.0})
-    await workers.follower(again).run_job(track.id, track.driver)
+    await workers.follower(again).run_job("default", track.id, track.driver)
     after = await workers.tracks.track(track.id)
     assert (after.version, after.driver) == (2, "")
     held.opened.set()
@@ -307,7 +308,7 @@ async def test_redelivered_job_takes_over_and_the_stalled_one_changes_nothing(
 async def test_killed_job_leaves_a_shared_build_to_the_queue_of_graphs(
     workers: Workers, track: TrackRecord, held: Held
 ) -> None:
-    killed = asyncio.create_task(workers.follower(held).run_job(track.id, track.driver))
+    killed = asyncio.create_task(workers.follower(held).run_job("default", track.id, track.driver))
     await until(lambda: held.scales)
     await workers.store.request_graph(track.dataset, spec_of(1.0))
     killed.cancel()
@@ -315,7 +316,7 @@ async def test_killed_job_leaves_a_shared_build_to_the_queue_of_graphs(
         await killed
     held.opened.set()
     await workers.tracks.refresh(track.id, {"lengthscale": 2.0})
-    await workers.follower(held).run_job(track.id, track.driver)
+    await workers.follower(held).run_job("default", track.id, track.driver)
     assert (await workers.tracks.track(track.id)).version == 2
     left = await workers.store.graph(track.requested_graph)
     assert left is not None
@@ -329,7 +330,7 @@ async def test_job_waits_for_a_build_of_the_same_graph_elsewhere(
     record, _ = await workers.store.request_graph(track.dataset, spec_of(1.0))
     settings = WorkerSettings(redis_url=workers.url)
     interactive = Runner(workers.store, workers.graphs, settings, held)
-    building = asyncio.create_task(interactive.run_job(record.id, record.request))
+    building = asyncio.create_task(interactive.run_job(record.namespace, record.id, record.request))
     await until(lambda: held.scales)
     workers.start(held)
     await asyncio.sleep(0.1)
@@ -356,9 +357,9 @@ async def test_job_of_an_earlier_driver_sees_that_the_present_one_is_queued(
     workers: Workers, track: TrackRecord, held: Held, redis: Redis
 ) -> None:
     """A worker may die between naming the next driver and queueing its job; its own job then comes back."""
-    await redis.hset(Keys.track(track.id), "driver", "next")
+    await redis.hset(Keys().track(track.id), "driver", "next")
     before = await workers.queue.depth()
-    await workers.follower(held).run_job(track.id, track.driver)
+    await workers.follower(held).run_job("default", track.id, track.driver)
     assert await workers.queue.depth() == before + 1
     held.opened.set()
     workers.start(held)

@@ -8,10 +8,11 @@ from pcct_core.errors import InvalidSpec, TooManyPairs
 from pcct_core.graph import build_graph, radius_graph
 from pcct_core.spec import Euclidean, GraphSpec, Inducing, Matern52, Residual
 from tests import naive
+from worker.keys import Keys
 from worker.query import QuerySpec, TreeCache, answer_query, check_query, wish_from_json
 from worker.run import Runner
 from worker.settings import WorkerSettings
-from worker.store import Dataset, GraphRecord, Keys, Store
+from worker.store import Dataset, GraphRecord, Store
 
 QUERIES = "e" * 64
 
@@ -158,7 +159,7 @@ async def run(store: Store, dataset: Dataset, spec: QuerySpec) -> str:
     def build(*arguments: object, **options: object) -> object:
         raise AssertionError("a query builds no graph")
 
-    await Runner(store, None, WorkerSettings(), build).run_job(record.id, record.request)  # type: ignore[arg-type]
+    await Runner(store, None, WorkerSettings(), build).run_job(record.namespace, record.id, record.request)  # type: ignore[arg-type]
     return record.id
 
 
@@ -181,7 +182,7 @@ async def test_run_job_publishes_the_answer_of_a_query(
 
 async def ask(runner: Runner, store: Store, dataset: Dataset, k: int) -> GraphRecord:
     record, _ = await store.request_graph(dataset.id, QuerySpec(QUERIES, k))
-    await runner.run_job(record.id, record.request)
+    await runner.run_job(record.namespace, record.id, record.request)
     ended = await store.graph(record.id)
     assert ended is not None
     return ended
@@ -223,7 +224,7 @@ async def test_run_job_does_not_answer_for_a_deleted_dataset(
     assert (await ask(runner, store, dataset, 3)).state == "ready"
     record, _ = await store.request_graph(dataset.id, QuerySpec(QUERIES, 4))
     await store.delete_dataset(dataset.id)  # while the job waits
-    await runner.run_job(record.id, record.request)
+    await runner.run_job(record.namespace, record.id, record.request)
     failed = await store.graph(record.id)
     assert failed is not None
     assert failed.error is not None
@@ -241,7 +242,7 @@ async def test_run_job_says_that_a_radius_holds_too_much(store: Store, dataset: 
     for spec in (GraphSpec("radius", radius=9), QuerySpec(QUERIES, radius=9)):
         record, _ = await store.request_graph(dataset.id, spec)
         runner = Runner(store, None, WorkerSettings(max_graph_bytes=12 * 1000), build_graph)
-        await runner.run_job(record.id, record.request)
+        await runner.run_job(record.namespace, record.id, record.request)
         failed = await store.graph(record.id)
         assert failed is not None
         assert failed.error is not None
@@ -255,7 +256,7 @@ async def test_run_job_publishes_a_radius_graph(
     store: Store, dataset: Dataset, points: np.ndarray, radius: float
 ) -> None:
     record, _ = await store.request_graph(dataset.id, GraphSpec("radius", radius=radius))
-    await Runner(store, None, WorkerSettings(), build_graph).run_job(record.id, record.request)
+    await Runner(store, None, WorkerSettings(), build_graph).run_job(record.namespace, record.id, record.request)
     for name, array in radius_graph(points, radius).arrays().items():
         assert np.array_equal(await store.load_array(record.id, name), array)
 
@@ -264,8 +265,8 @@ async def test_run_job_publishes_a_radius_graph(
 async def test_run_job_says_that_the_queries_are_gone(store: Store, dataset: Dataset, queries: Dataset) -> None:
     spec = QuerySpec(QUERIES, 4)
     record, _ = await store.request_graph(dataset.id, spec)
-    await store.redis.unlink(Keys.dataset(QUERIES))
-    await Runner(store, None, WorkerSettings(), None).run_job(record.id, record.request)  # type: ignore[arg-type]
+    await store.redis.unlink(Keys().dataset(QUERIES))
+    await Runner(store, None, WorkerSettings(), None).run_job(record.namespace, record.id, record.request)  # type: ignore[arg-type]
     failed = await store.graph(record.id)
     assert failed is not None
     assert failed.error is not None

@@ -15,9 +15,10 @@ from pcct_core.errors import Cancelled, InvalidPoints, InvalidSpec, NotPositiveD
 from pcct_core.graph import Graph, build_graph
 from pcct_core.lookup import GateLookup
 from pcct_core.spec import GraphSpec, Inducing, Matern52, Residual
+from worker.keys import Keys
 from worker.run import Runner, describe_error
 from worker.settings import WorkerSettings
-from worker.store import DamagedData, Dataset, GraphRecord, Keys, Store, UnknownDataset
+from worker.store import DamagedData, Dataset, GraphRecord, Store, UnknownDataset
 from worker.tasks import Queue
 
 pytestmark = pytest.mark.anyio
@@ -75,7 +76,7 @@ async def until(event: threading.Event) -> None:
 async def test_run_job_publishes_the_graph(
     make_runner: Callable[..., Runner], store: Store, record: GraphRecord, points: np.ndarray
 ) -> None:
-    await make_runner().run_job(record.id, record.request)
+    await make_runner().run_job(record.namespace, record.id, record.request)
     ready = await store.graph(record.id)
     expected = build_graph(points, SPEC)
     assert ready.state == "ready"
@@ -88,17 +89,17 @@ async def test_run_job_publishes_the_graph(
 async def test_run_job_shows_progress(make_runner: Callable[..., Runner], store: Store, record: GraphRecord) -> None:
     build = Gated()
     runner = make_runner(build)
-    job = asyncio.create_task(runner.run_job(record.id, record.request))
+    job = asyncio.create_task(runner.run_job(record.namespace, record.id, record.request))
     while (running := await store.graph(record.id)).progress is None:  # noqa: ASYNC110  (the store has no event)
         await asyncio.sleep(0.01)
     assert running.state == "running"
-    assert runner.graph == record.id
+    assert runner.building == [record.id]
     assert running.progress["phase"] == "gate"
     assert running.progress["total"] == 2
     assert set(running.progress) == {"phase", "done", "total", "eta_s"}
     build.opened.set()
     await job
-    assert runner.graph is None
+    assert runner.building == []
     assert (await store.graph(record.id)).progress is None
 
 
@@ -107,7 +108,7 @@ async def test_run_job_stops_when_the_graph_is_not_wanted(
     make_runner: Callable[..., Runner], store: Store, record: GraphRecord, ending: str
 ) -> None:
     build = Gated()
-    job = asyncio.create_task(make_runner(build).run_job(record.id, record.request))
+    job = asyncio.create_task(make_runner(build).run_job(record.namespace, record.id, record.request))
     await until(build.started)
     await getattr(store, ending)(record.id)
     await job
@@ -120,14 +121,14 @@ async def test_run_job_forgotten_and_asked_again_while_running_builds_for_the_ne
     make_runner: Callable[..., Runner], store: Store, dataset: Dataset, record: GraphRecord
 ) -> None:
     build = Gated()
-    old = asyncio.create_task(make_runner(build).run_job(record.id, record.request))
+    old = asyncio.create_task(make_runner(build).run_job(record.namespace, record.id, record.request))
     await until(build.started)
     await store.forget_graph(record.id)
     again, needed = await store.request_graph(dataset.id, SPEC)
     assert needed
     await old
     assert (await store.graph(record.id)).state == "queued"
-    await make_runner().run_job(again.id, again.request)
+    await make_runner().run_job(again.namespace, again.id, again.request)
     assert (await store.graph(record.id)).state == "ready"
 
 
@@ -135,9 +136,9 @@ async def test_run_job_overtaken_by_a_redelivery_stops(
     make_runner: Callable[..., Runner], store: Store, record: GraphRecord
 ) -> None:
     build = Gated()
-    first = asyncio.create_task(make_runner(build).run_job(record.id, record.request))
+    first = asyncio.create_task(make_runner(build).run_job(record.namespace, record.id, record.request))
     await until(build.started)
-    await make_runner().run_job(record.id, record.request)
+    await make_runner().run_job(record.namespace, record.id, record.request)
     await first
     assert build.cancelled.is_set()
     ready = await store.graph(record.id)
@@ -150,7 +151,7 @@ async def test_run_job_hands_back_when_the_worker_stops(
 ) -> None:
     build = Gated(deaf=deaf)
     runner = make_runner(build, shutdown_grace_s=0.2)
-    job = asyncio.create_task(runner.run_job(record.id, record.request))
+    job = asyncio.create_task(runner.run_job(record.namespace, record.id, record.request))
     await until(build.started)
     runner.stopping.set()
     await job
@@ -178,7 +179,7 @@ async def test_run_job_fails_with_a_readable_error(
     def failing(X: Any, spec: GraphSpec, **rest: Any) -> Graph:
         raise error
 
-    await make_runner(failing).run_job(record.id, record.request)
+    await make_runner(failing).run_job(record.namespace, record.id, record.request)
     failed = await store.graph(record.id)
     assert failed.state == "failed"
     assert failed.error.items() >= shown.items()
@@ -191,15 +192,15 @@ async def test_run_job_fails_when_the_dataset_is_gone(
     make_runner: Callable[..., Runner], store: Store, dataset: Dataset, record: GraphRecord
 ) -> None:
     await store.delete_dataset(dataset.id)
-    await make_runner().run_job(record.id, record.request)
+    await make_runner().run_job(record.namespace, record.id, record.request)
     assert (await store.graph(record.id)).error == describe_error(UnknownDataset(dataset.id))
 
 
 async def test_run_job_fails_when_the_dataset_is_damaged(
     make_runner: Callable[..., Runner], store: Store, dataset: Dataset, record: GraphRecord, redis: Redis
 ) -> None:
-    await redis.hset(Keys.points(dataset.id), "0", b"nonsense")
-    await make_runner().run_job(record.id, record.request)
+    await redis.hset(Keys().points(dataset.id), "0", b"nonsense")
+    await make_runner().run_job(record.namespace, record.id, record.request)
     failed = await store.graph(record.id)
     assert failed.error["type"] == "unknown-dataset"
     assert "upload it again" in failed.error["detail"]
@@ -210,7 +211,7 @@ async def test_run_job_gives_up_on_a_job_that_kills_its_workers(
 ) -> None:
     for attempt in ("a", "b"):  # two workers that started and were never heard of again
         assert await store.mark_running(record.id, record.request, attempt, max_attempts=2, exhausted={})
-    await make_runner(max_attempts=2).run_job(record.id, record.request)
+    await make_runner(max_attempts=2).run_job(record.namespace, record.id, record.request)
     failed = await store.graph(record.id)
     assert failed.state == "failed"
     assert failed.error["type"] == "worker-died"
@@ -235,7 +236,7 @@ async def test_run_job_waits_out_an_outage(
     build = Gated()
     monkeypatch.setattr(store, "publish_graph", publish)
     monkeypatch.setattr(store, "set_progress", set_progress)
-    job = asyncio.create_task(make_runner(build).run_job(record.id, record.request))
+    job = asyncio.create_task(make_runner(build).run_job(record.namespace, record.id, record.request))
     await until(build.started)
     await asyncio.sleep(0.3)
     build.opened.set()
@@ -252,7 +253,7 @@ async def test_run_job_leaves_the_job_to_the_queue_when_stopping_in_an_outage(
 
     monkeypatch.setattr(store, "mark_running", away)
     runner = make_runner()
-    job = asyncio.create_task(runner.run_job(record.id, record.request))
+    job = asyncio.create_task(runner.run_job(record.namespace, record.id, record.request))
     await asyncio.sleep(0.1)
     assert not job.done()
     runner.stopping.set()
@@ -280,7 +281,7 @@ class TestGateProfiles:
         async def ask(seed: int, gate: Any) -> GraphRecord:
             spec = GraphSpec("vecchia", 4, self.METRIC, "random", seed, gate=gate)
             record, _ = await store.request_graph(dataset.id, spec)
-            await make_runner(build).run_job(record.id, record.request)
+            await make_runner(build).run_job(record.namespace, record.id, record.request)
             return await store.graph(record.id)
 
         return ask
@@ -306,7 +307,7 @@ async def test_lookup_that_was_never_learned_is_an_error_with_the_remedy(
 ) -> None:
     spec = GraphSpec("vecchia", 4, Residual(Matern52(0.5), Inducing(4)), gate="lookup")
     record, _ = await store.request_graph(dataset.id, spec)
-    await make_runner().run_job(record.id, record.request)
+    await make_runner().run_job(record.namespace, record.id, record.request)
     failed = await store.graph(record.id)
     assert failed.error["type"] == "invalid-spec"
     assert "'auto' once" in failed.error["detail"]

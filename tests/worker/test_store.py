@@ -9,11 +9,11 @@ import pytest
 from redis.asyncio import Redis
 
 from pcct_core.spec import GraphSpec
+from worker.keys import Keys
 from worker.store import (
     DamagedData,
     Dataset,
     GraphRecord,
-    Keys,
     Store,
     UnknownDataset,
     UnknownGraph,
@@ -110,7 +110,7 @@ async def test_upload_refuses_the_wrong_length(store: Store, redis: Redis) -> No
 
 
 async def test_load_points_drops_a_damaged_dataset(store: Store, dataset: Dataset, redis: Redis) -> None:
-    await corrupt(redis, Keys.points(dataset.id), "2")
+    await corrupt(redis, Keys().points(dataset.id), "2")
     with pytest.raises(DamagedData, match="upload it again"):
         await store.load_points(dataset.id)
     assert await store.dataset(dataset.id) is None
@@ -118,7 +118,7 @@ async def test_load_points_drops_a_damaged_dataset(store: Store, dataset: Datase
 
 
 async def test_load_points_notices_a_missing_chunk(store: Store, dataset: Dataset, redis: Redis) -> None:
-    await redis.hdel(Keys.points(dataset.id), "1")
+    await redis.hdel(Keys().points(dataset.id), "1")
     with pytest.raises(DamagedData):
         await store.load_points(dataset.id)
 
@@ -175,7 +175,7 @@ async def test_request_graph_asks_for_a_job_when_one_is_needed(store: Store, dat
 
 async def test_request_graph_renews_an_evicted_graph(store: Store, dataset: Dataset, redis: Redis) -> None:
     record = await finish(store, dataset)
-    await redis.delete(Keys.arrays(record.id))
+    await redis.delete(Keys().arrays(record.id))
     again, needed = await store.request_graph(dataset.id, SPEC)
     assert needed
     assert again.state == "queued"
@@ -303,13 +303,13 @@ async def test_read_rows_drops_a_damaged_graph_so_that_it_is_built_again(
     store: Store, dataset: Dataset, redis: Redis
 ) -> None:
     record = await finish(store, dataset)
-    await corrupt(redis, Keys.arrays(record.id), "distances:1")
+    await corrupt(redis, Keys().arrays(record.id), "distances:1")
     with pytest.raises(DamagedData, match="ask for the graph again"):
         await store.load_array(record.id, "distances")
     damaged = await store.graph(record.id)
     assert damaged.state == "failed"
     assert damaged.error["type"] == "damaged-graph"
-    assert not await redis.exists(Keys.arrays(record.id))
+    assert not await redis.exists(Keys().arrays(record.id))
     _, needed = await store.request_graph(dataset.id, SPEC)
     assert needed
 

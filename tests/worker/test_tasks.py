@@ -51,11 +51,11 @@ async def until(condition: Callable[[], bool] | Callable[[], Awaitable[bool]]) -
 async def test_submit_the_same_request_twenty_times_runs_once(
     valkey_url: str, queue: Queue, record: GraphRecord
 ) -> None:
-    ran: list[tuple[str, str]] = []
+    ran: list[tuple[str, str, str]] = []
     release = asyncio.Event()
 
-    async def job(graph: str, request: str) -> None:
-        ran.append((graph, request))
+    async def job(namespace: str, graph: str, request: str) -> None:
+        ran.append((namespace, graph, request))
         await release.wait()
 
     await asyncio.gather(*(queue.submit(record) for _ in range(10)))
@@ -69,7 +69,7 @@ async def test_submit_the_same_request_twenty_times_runs_once(
             return await queue.depth() == 0
 
         await until(drained)
-    assert ran == [(record.id, record.request)]
+    assert ran == [("default", record.id, record.request)]
 
 
 async def test_submit_a_new_request_while_the_old_one_runs_queues_it(
@@ -78,7 +78,7 @@ async def test_submit_a_new_request_while_the_old_one_runs_queues_it(
     ran: list[str] = []
     release = asyncio.Event()
 
-    async def job(graph: str, request: str) -> None:
+    async def job(namespace: str, graph: str, request: str) -> None:
         ran.append(request)
         await release.wait()
 
@@ -102,7 +102,7 @@ async def test_work_awaits_the_running_job_when_stopping(valkey_url: str, queue:
     done = asyncio.Event()
     started = asyncio.Event()
 
-    async def job(graph: str, request: str) -> None:
+    async def job(namespace: str, graph: str, request: str) -> None:
         started.set()
         await asyncio.sleep(0.3)
         done.set()
@@ -122,12 +122,12 @@ async def test_work_leaves_a_cancelled_job_to_the_next_worker(
     stopping_now: list[asyncio.Event] = []
     ran: list[str] = []
 
-    async def dying(graph: str, request: str) -> None:
+    async def dying(namespace: str, graph: str, request: str) -> None:
         stopping_now[0].set()
         await asyncio.sleep(0.2)
         raise asyncio.CancelledError
 
-    async def living(graph: str, request: str) -> None:
+    async def living(namespace: str, graph: str, request: str) -> None:
         ran.append(graph)
 
     await queue.submit(record)

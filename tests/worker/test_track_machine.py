@@ -29,9 +29,10 @@ from pcct_core.errors import NotPositiveDefinite
 from pcct_core.graph import Graph, build_graph
 from pcct_core.spec import Euclidean, GraphSpec
 from worker.follow import Follower
+from worker.keys import Keys
 from worker.run import Runner
 from worker.settings import WorkerSettings
-from worker.store import Keys, Store, graph_id
+from worker.store import Store, graph_id
 from worker.tracks import RefreshPolicy, Tracks
 
 T = TypeVar("T")
@@ -84,6 +85,9 @@ class Paced:
     def __init__(self, target: Any, gate: Gate) -> None:
         self._target, self._gate = target, gate
 
+    def within(self, namespace: str) -> Paced:
+        return Paced(self._target.within(namespace), self._gate)
+
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._target, name)
         if not asyncio.iscoroutinefunction(method):
@@ -104,7 +108,7 @@ class Jobs:
         self.running: list[tuple[str, str]] = []
         self.lose = False
 
-    async def follow(self, track: str, driver: str) -> None:
+    async def follow(self, namespace: str, track: str, driver: str) -> None:
         if self.lose:
             self.lose = False
             raise StoreConnectionError("died")
@@ -209,7 +213,7 @@ class TrackMachine(RuleBasedStateMachine):
         if not evicts:
             self.run(self._ask(scale))
         elif graph is not None:
-            self.run(_unlink(self.store, Keys.arrays(graph)))
+            self.run(_unlink(self.store, Keys().arrays(graph)))
 
     @invariant()
     def versions_go_up_and_match_what_was_wished_and_someone_builds(self) -> None:
@@ -289,7 +293,7 @@ class TrackMachine(RuleBasedStateMachine):
             store, tracks = Paced(self.store, gate), Paced(self.tracks, gate)
             runner = Runner(store, None, WorkerSettings(max_attempts=50), build)  # type: ignore[arg-type]
             follower = Follower(store, tracks, runner, 600.0)  # type: ignore[arg-type]
-            task = asyncio.create_task(follower.run_job(*job))
+            task = asyncio.create_task(follower.run_job("default", *job))
             task.add_done_callback(lambda _: gate.settled.set())
             return task
 

@@ -11,7 +11,8 @@ from redis.exceptions import ConnectionError as StoreConnectionError
 
 from pcct_core.errors import InvalidSpec
 from pcct_core.spec import Cosine, Euclidean, GraphSpec, Inducing, Matern52, Residual, Stored
-from worker.store import Dataset, Keys, Store, UnknownDataset
+from worker.keys import Keys
+from worker.store import Dataset, Store, UnknownDataset
 from worker.tasks import Queue
 from worker.tracks import (
     MAX_EPOCH,
@@ -45,7 +46,7 @@ class FakeQueue:
         self.submitted: list[str] = []
         self.away = False
 
-    async def follow(self, track: str, driver: str) -> None:
+    async def follow(self, namespace: str, track: str, driver: str) -> None:
         if self.away:
             raise StoreConnectionError("away")
         if (track, driver) not in self.jobs:
@@ -92,13 +93,13 @@ async def publish(tracks: Tracks, id: str) -> TrackRecord:
 
 async def make_ready(tracks: Tracks, graph: str) -> None:
     """Store a graph whose arrays are whole."""
-    await tracks._store.redis.hset(Keys.graph(graph), mapping={"state": "ready", "chunks": 1})
-    await tracks._store.redis.hset(Keys.arrays(graph), "neighbors:0", b"")
+    await tracks._store.redis.hset(Keys().graph(graph), mapping={"state": "ready", "chunks": 1})
+    await tracks._store.redis.hset(Keys().arrays(graph), "neighbors:0", b"")
 
 
 async def told(tracks: Tracks, id: str) -> list[TrackEvent]:
     """The events so far."""
-    entries = await tracks._store.redis.xlen(Keys.track_events(id))
+    entries = await tracks._store.redis.xlen(Keys().track_events(id))
     events = tracks.events(id, "0")
     return [await anext(events) for _ in range(entries)]
 
@@ -304,7 +305,7 @@ async def test_create_refuses(tracks: Tracks, dataset: Dataset, redis: Redis) ->
         await tracks.create("e" * 64, SPEC, RefreshPolicy())
     with pytest.raises(InvalidSpec, match="4 values for 3 dimensions"):
         await tracks.create(dataset.id, GraphSpec(k=3, metric=Euclidean((1.0,) * 4)), RefreshPolicy())
-    assert await redis.keys("pcct:track:*") == []
+    assert await redis.keys("pcct:ns:*:track:*") == []
 
 
 async def test_refresh_names_versions_as_they_are_requested(tracks: Tracks, track: TrackRecord) -> None:
@@ -348,7 +349,7 @@ async def test_refresh_of_a_lost_graph_schedules_it_again(
     tracks: Tracks, track: TrackRecord, redis: Redis, force: bool
 ) -> None:
     record = await publish(tracks, track.id)
-    await redis.delete(Keys.arrays(record.graph))  # type: ignore[arg-type]
+    await redis.delete(Keys().arrays(record.graph))  # type: ignore[arg-type]
     answer = await tracks.refresh(track.id, epoch=0, force=force)
     assert answer == ("scheduled", "forced" if force else "lost", 1, 2)
 
@@ -582,7 +583,7 @@ async def test_events_are_bounded(tracks: Tracks, track: TrackRecord, redis: Red
     await publish(tracks, track.id)
     for _ in range(1500):
         await tracks.refresh(track.id, epoch=1)
-    assert await redis.xlen(Keys.track_events(track.id)) < 1300
+    assert await redis.xlen(Keys().track_events(track.id)) < 1300
 
 
 async def test_metrics_count_decisions_errors_and_times(tracks: Tracks, track: TrackRecord) -> None:
@@ -710,6 +711,6 @@ async def test_claim_graph_without_dataset_or_track(
 
 async def test_jobs_of_a_track_are_queued_once(valkey_url: str) -> None:
     queue = Queue(valkey_url, "refresh", task="follow")
-    await asyncio.gather(*(queue.follow("t", "one") for _ in range(5)), queue.follow("t", "two"))
+    await asyncio.gather(*(queue.follow("default", "t", "one") for _ in range(5)), queue.follow("default", "t", "two"))
     assert await queue.depth() == 2
     await queue.aclose()

@@ -28,7 +28,7 @@ def with_value(row: int, column: int, value: float):
 
 
 async def keys(redis) -> list[bytes]:
-    return sorted(await redis.keys("pcct:[dsg]*"))
+    return sorted(await redis.keys("pcct:[ns]*"))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -330,7 +330,7 @@ async def test_read_arrays_gives_all_in_one_npz(service):
 
 async def test_damaged_arrays_are_a_503_and_built_again(service, redis):
     id = await service.graph(POINTS, **KNN)
-    key = f"pcct:graph:{id}:arrays"
+    key = f"pcct:ns:default:graph:{id}:arrays"
     await redis.hset(key, "neighbors:0", b"x" * len(await redis.hget(key, "neighbors:0")))
     answer = await service.client.get(f"/v1/graphs/{id}/neighbors")
     assert answer.status_code == 503

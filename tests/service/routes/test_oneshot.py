@@ -100,12 +100,12 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 async def test_oneshot_names_the_fault_and_keeps_nothing(service, redis, name):
     path, points, slug, member, value = BAD[name]
-    before = await redis.keys("pcct:[dsg]*")
+    before = await redis.keys("pcct:[ns]*")
     answer = await service.client.post(f"/v1/{path}", content=npy(points))
     assert answer.status_code == 422
     assert answer.json()["type"] == f"/problems/{slug}"
     assert value is None or answer.json()[member] == value
-    assert sorted(await redis.keys("pcct:[dsg]*")) == sorted(before)
+    assert sorted(await redis.keys("pcct:[ns]*")) == sorted(before)
 
 
 async def test_oneshot_refuses_formats_that_are_not_written_before_it_works(service):

@@ -99,12 +99,12 @@ BAD = {
 async def test_query_names_the_fault_and_keeps_nothing(service, redis, name):
     parameters, queries, status, slug, member, value = BAD[name]
     dataset = await service.upload(POINTS)
-    before = await redis.keys("pcct:[dsg]*")
+    before = await redis.keys("pcct:[ns]*")
     answer = await service.client.post(f"/v1/datasets/{dataset}/query?{parameters}", content=as_npy(queries))
     assert answer.status_code == status, answer.text
     assert answer.json()["type"] == f"/problems/{slug}"
     assert value is None or answer.json()[member] == value
-    assert sorted(await redis.keys("pcct:[dsg]*")) == sorted(before)
+    assert sorted(await redis.keys("pcct:[ns]*")) == sorted(before)
 
 
 async def test_query_refuses_a_dataset_that_the_metric_is_not_defined_on(service):

@@ -140,7 +140,7 @@ async def test_create_track_refuses(idle, redis, change, status, slug, field):
     assert answer.status_code == status, answer.text
     assert answer.json()["type"] == f"/problems/{slug}"
     assert answer.json().get("field") == field
-    assert await redis.keys("pcct:track:*") == []
+    assert await redis.keys("pcct:ns:*:track:*") == []
 
 
 # Refreshing
@@ -428,7 +428,7 @@ async def test_a_client_that_vanishes_while_it_creates_a_track_leaves_none(live_
     creation.cancel()
     await until(lambda: not waiting_in(live_idle))
     async with asyncio.timeout(20):
-        while await redis.keys("pcct:track:*"):  # noqa: ASYNC110  (the server changes it)
+        while await redis.keys("pcct:ns:*:track:*"):  # noqa: ASYNC110  (the server changes it)
             await asyncio.sleep(0.01)
 
 
