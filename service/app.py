@@ -8,6 +8,8 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
+from service.access import Access, Limiter, guarded
+from service.api_keys import ApiKeys
 from service.backend import Backend
 from service.compression import CompressJson
 from service.cors import allow_origins
@@ -31,14 +33,22 @@ request's own or a new one, which is in every line of the log, the worker's too.
 
 
 def create_app(settings: ServiceSettings) -> FastAPI:
-    """Return the application; it starts without the store and answers 503 until the store is there."""
+    """Return the application; it starts without the store and answers 503 until the store is there.
 
+    Callers need keys where `settings.auth` is "on". What "auto" means depends on the address, which is not known here:
+    `run_api` decides.
+    """
+    keys = settings.auth == "on"
     traffic = Traffic()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         backend = Backend.from_settings(settings, traffic)
         app.state.backend = backend
+        app.state.access = Access(
+            ApiKeys(backend.store.redis) if keys else None,
+            Limiter(settings.rate_limit) if settings.rate_limit is not None else None,
+        )
         try:
             yield
         finally:
@@ -58,7 +68,10 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     )
     install_problems(app)
     app.add_middleware(CompressJson)
-    for module in (datasets, queries, graphs, tracks, oneshot, health, metrics, problems):
+    for module in (datasets, queries, graphs, tracks, oneshot):
+        app.include_router(module.router, dependencies=guarded(keys))
+    app.include_router(metrics.router, dependencies=guarded(keys, admin=True))
+    for module in (health, problems):
         app.include_router(module.router)
     complete_document(app)
     app.middleware_stack = RequestIds(

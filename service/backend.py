@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, TypeAlias
 
 import structlog
@@ -44,6 +44,12 @@ class Backend:
         refreshes = Queue.refresh_from_settings(settings)
         return cls(settings, store, queue, refreshes, Tracks(store, refreshes, queue), traffic)
 
+    def within(self, namespace: str) -> Backend:
+        """Return the backend of a namespace, on the same connections."""
+        if namespace == self.store.namespace:
+            return self
+        return replace(self, store=self.store.within(namespace), tracks=self.tracks.within(namespace))
+
     async def aclose(self) -> None:
         """Close the connections."""
         await self.queue.aclose()
@@ -81,11 +87,17 @@ class Backend:
         return None
 
 
+# Async, like every dependency here: FastAPI sends others through a thread.
 async def backend_of(request: Request) -> Backend:
-    """Return the backend of the application that got the request."""
-    # Async, like every dependency here: FastAPI sends others through a thread.
+    """Return the backend of the namespace that the request was admitted to."""
+    backend: Backend = request.app.state.backend
+    return backend.within(request.state.namespace)
+
+
+async def _open_backend(request: Request) -> Backend:
     backend: Backend = request.app.state.backend
     return backend
 
 
 InBackend: TypeAlias = Annotated[Backend, Depends(backend_of)]
+InOpenBackend: TypeAlias = Annotated[Backend, Depends(_open_backend)]  # for routes that show nothing of a namespace

@@ -24,6 +24,7 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
 from pcct_core.errors import InvalidPoints, InvalidSpec, PcctError
+from service.access import RateLimited, ScopeTooSmall, Unauthenticated
 from service.wire import (
     BodyTooLarge,
     InvalidParameter,
@@ -214,6 +215,33 @@ PROBLEMS: Mapping[type[Exception], Problem] = {
         cause="The client, or something between, closed the connection before the body was complete.",
         fix="Send it again; nothing was kept.",
         example="the connection ended before the body did; nothing was kept",
+    ),
+    Unauthenticated: Problem(
+        HTTPStatus.UNAUTHORIZED,
+        "unauthenticated",
+        "A valid API key is needed",
+        cause="The request carries no API key, or one that was never made here, is not complete, or was revoked.",
+        fix="Send `Authorization: Bearer KEY`, or `X-API-Key: KEY`. Operators: `pcct keys create` makes a key.",
+        example="this service needs an API key; send `Authorization: Bearer KEY`; "
+        "an operator makes keys with `pcct keys create`",
+    ),
+    ScopeTooSmall: Problem(
+        HTTPStatus.FORBIDDEN,
+        "scope-too-small",
+        "The API key does not allow this",
+        cause="The key's scope is below what the request needs: read for GET and HEAD, write for what uploads, asks, "
+        "refreshes or deletes, admin for what shows the whole deployment.",
+        fix="Use a key with the scope that `detail` names.",
+        example="this needs a key with the scope write, yours has read; use another key",
+    ),
+    RateLimited: Problem(
+        HTTPStatus.TOO_MANY_REQUESTS,
+        "rate-limited",
+        "Too many requests",
+        cause="The key, or the address where no key is needed, has used up the rate that `PCCT_RATE_LIMIT` sets.",
+        fix="Wait for `Retry-After` seconds. Wait for graphs and tracks with `Prefer: wait=30` instead of asking often.",
+        example="more than 100 requests in 1 s; try again in 1 s, and ask less often",
+        retry_after_s=1,
     ),
     UnknownDataset: Problem(
         HTTPStatus.NOT_FOUND,
@@ -515,7 +543,7 @@ async def _answer(request: Request, error: Exception) -> JSONResponse:
     elif problem.slug == "truncated-request":
         detail = problem.example
     extra = {name: getattr(error, name, None) for name in ("row", "field", "state")}
-    return _response(problem, problem_body(problem, detail, **extra))
+    return _response(problem, problem_body(problem, detail, **extra), getattr(error, "headers", None))
 
 
 def _validation_response(problem: Problem, error: RequestValidationError) -> JSONResponse:
@@ -561,4 +589,4 @@ def _allowed_methods(request: Request) -> list[str]:
 
 def _response(problem: Problem, body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> JSONResponse:
     retry = {} if problem.retry_after_s is None else {"Retry-After": str(problem.retry_after_s)}
-    return JSONResponse(body, problem.status, headers={**(headers or {}), **retry}, media_type=MEDIA_TYPE)
+    return JSONResponse(body, problem.status, headers={**retry, **(headers or {})}, media_type=MEDIA_TYPE)

@@ -9,6 +9,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from service import lifeline
+from service.access import needs_key
 from service.app import create_app
 from service.backend import Backend
 from service.settings import ServiceSettings
@@ -46,6 +47,7 @@ def run_api(
     if lifeline_fd is not None:
         lifeline.follow(lifeline_fd)
     listener = open_listener(host, port) if listen_fd is None else socket.socket(fileno=listen_fd)
+    settings = settings.model_copy(update={"auth": "on" if needs_key(settings.auth, listener) else "off"})
     if listen_fd is None:
         print(f"pcct serves http://{host}:{listener.getsockname()[1]}", flush=True)
     app = create_app(settings)

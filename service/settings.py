@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import os
+from typing import Literal, TypeAlias
 
-from pydantic import Field
+from limits import parse_many
+from pydantic import Field, field_validator
 
 from pcct_core.points import MAX_POINTS
 from service.wire import Limits
 from worker.settings import SharedSettings, WorkerSettings
 
+AuthMode: TypeAlias = Literal["auto", "on", "off"]
+
 
 class ServiceSettings(SharedSettings):
     """What the HTTP process needs besides the store and the queue."""
 
+    auth: AuthMode = Field(
+        default="auto",
+        description="Whether callers need an API key: on, off, or auto, which is off on a loopback address or Unix socket "
+        "and refuses to serve any other. Default: auto.",
+    )
+    rate_limit: str | None = Field(
+        default=None,
+        description="Most requests of one key, or of one address where no key is needed, such as "
+        "100/second;5000/minute; counted by each API process. Default: any number.",
+    )
     max_body_bytes: int = Field(
         default=2 << 30, ge=1, description="Largest array that may be uploaded, bytes of numbers. Default: 2 GiB."
     )
@@ -56,6 +70,16 @@ class ServiceSettings(SharedSettings):
     def allowed_origins(self) -> list[str]:
         """Origins whose pages may call this service."""
         return [origin.strip().rstrip("/") for origin in self.cors_origins.split(",") if origin.strip()]
+
+    @field_validator("rate_limit")
+    @classmethod
+    def _check_rate_limit(cls, text: str | None) -> str | None:
+        if text is not None:
+            try:
+                parse_many(text)
+            except ValueError:
+                raise ValueError("use rates such as 100/second;5000/minute") from None
+        return text
 
     @property
     def limits(self) -> Limits:

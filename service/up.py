@@ -15,8 +15,10 @@ from typing import NoReturn
 from urllib.parse import urlsplit, urlunsplit
 
 from pcct_core.errors import PcctError
+from service.access import needs_key
 from service.embedded import EmbeddedStore
 from service.processes import Child, Lifeline
+from service.settings import ServiceSettings
 from worker.settings import WorkerSettings
 
 _LOOK_S = 0.05
@@ -46,6 +48,9 @@ def run_up(settings: WorkerSettings, host: str, port: int, workers: int) -> None
         signal.signal(number, _request_stop)
     try:
         with open_listener(host, port) as listener:
+            needs_key(
+                ServiceSettings().auth, listener
+            )  # raises where that must be said; here, before anything is started
             tree = _start(settings, listener, lifeline, workers)
             _say(f"pcct keeps its data in {tree.home}")
             _stay(tree, host, listener.getsockname()[1])

@@ -32,6 +32,7 @@ class Keys:
     """Every key and channel of one namespace, and those that all share."""
 
     every_change = "pcct:ns:*:changes"  # a pattern of channels
+    api_keys = "pcct:api-keys"
     metrics = "pcct:metrics"
     workers = "pcct:workers"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Response
 from pydantic import BaseModel
 
-from service.backend import InBackend
+from service.backend import InOpenBackend
 from service.problems import NotReady
 
 router = APIRouter(tags=["health"])
@@ -29,7 +29,7 @@ async def read_livez() -> dict[str, str]:
 
 @router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", responses={503: {"description": "A problem that names what is missing"}})
-async def read_readyz(response: Response, backend: InBackend) -> ReadyBody:
+async def read_readyz(response: Response, backend: InOpenBackend) -> ReadyBody:
     """Say that the store and the queue answer and that a warm worker is there; 503 with what is missing otherwise."""
     response.headers["Cache-Control"] = "no-store"
     await backend.store.ping()

@@ -23,6 +23,8 @@ from starlette.requests import ClientDisconnect
 
 import service.problems as problems
 from pcct_core.errors import InvalidPoints, InvalidSpec
+from service.access import RateLimited, ScopeTooSmall, Unauthenticated
+from service.api_keys import ApiKeys
 from service.problems import HTTP_PROBLEMS, JOB_PROBLEMS, PROBLEMS, every_problem
 from service.routes.problems import problems_markdown
 from service.wire import (
@@ -69,6 +71,32 @@ def provokes(kind: type[Exception]) -> Callable[[Case], Case]:
         return case
 
     return keep
+
+
+async def _key(service: Any, scope: str) -> dict[str, str]:
+    _, text = await ApiKeys(service.app.state.backend.store.redis).create("default", scope)
+    return {"Authorization": f"Bearer {text}"}
+
+
+@provokes(Unauthenticated)
+async def _(stage: Stage) -> httpx.Response:
+    service = await stage.service(auth="on", worker=False)
+    return await service.client.get(f"/v1/datasets/{NOBODY}")
+
+
+@provokes(ScopeTooSmall)
+async def _(stage: Stage) -> httpx.Response:
+    service = await stage.service(auth="on", worker=False)
+    return await service.client.delete(f"/v1/datasets/{NOBODY}", headers=await _key(service, "read"))
+
+
+@provokes(RateLimited)
+async def _(stage: Stage) -> httpx.Response:
+    service = await stage.service(rate_limit="1/second", worker=False)
+    answer = await service.client.get(f"/v1/datasets/{NOBODY}")
+    while answer.status_code == 404:  # until two fall into one second
+        answer = await service.client.get(f"/v1/datasets/{NOBODY}")
+    return answer
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from pcct_core.spec import GraphSpec
+from worker.keys import Keys
 
 pytestmark = pytest.mark.anyio
 
@@ -330,7 +331,7 @@ async def test_read_arrays_gives_all_in_one_npz(service):
 
 async def test_damaged_arrays_are_a_503_and_built_again(service, redis):
     id = await service.graph(POINTS, **KNN)
-    key = f"pcct:ns:default:graph:{id}:arrays"
+    key = Keys().arrays(id)
     await redis.hset(key, "neighbors:0", b"x" * len(await redis.hget(key, "neighbors:0")))
     answer = await service.client.get(f"/v1/graphs/{id}/neighbors")
     assert answer.status_code == 503
@@ -347,7 +348,7 @@ async def test_delete_graph_cancels_and_forgets(service):
     await asyncio.to_thread(service.gate.started.wait)
     waiting = asyncio.create_task(service.ask(dataset, wait=20, **KNN))
     waiters = service.app.state.backend.store._watch._waiting
-    while id not in waiters:  # noqa: ASYNC110
+    while (Keys().changes, id) not in waiters:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
     assert (await service.client.delete(f"/v1/graphs/{id}")).status_code == 204
     assert (await waiting).json()["type"] == "/problems/graph-deleted"
