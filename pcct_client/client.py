@@ -233,7 +233,7 @@ class Client:
         )
         following = Following(_points(data, columns), spec, policy or RefreshPolicy(), threading.Event, events)
         background = Background(self._run, following)
-        session = Session(background, timeout)
+        session = Session(background, timeout, self._call)
         self._sessions.add(background)
         return session
 
@@ -448,7 +448,7 @@ class AsyncClient:
             variance=variance,
         )
         following = Following(_points(data, columns), spec, policy or RefreshPolicy(), asyncio.Event, events)
-        session = AsyncSession(self._run, following, timeout, lambda: self._sessions.discard(session))
+        session = AsyncSession(self._run, following, timeout, self._call, lambda: self._sessions.discard(session))
         self._sessions.add(session)
         return session
 

@@ -21,6 +21,7 @@ from pcct_client.errors import ClientError
 from pcct_client.following import CLOSE_S, Following, unexpected
 from pcct_client.graph import Graph
 
+# What carries out a flow: `run` as it is, `call` for one that the caller waits for, making its calls again where that helps.
 Run: TypeAlias = Callable[[Flow[Any]], Any]
 AsyncRun: TypeAlias = Callable[[Flow[Any]], Awaitable[Any]]
 
@@ -109,11 +110,11 @@ class Session(_View):
     `step` goes on returning the last graph, and the track stays the parent's.
     """
 
-    def __init__(self, background: Background, timeout: float | None) -> None:
+    def __init__(self, background: Background, timeout: float | None, call: Run) -> None:
         self._background = background
         self._following = background.following
         try:
-            background.run(self._following.open(Deadline(timeout)))
+            call(self._following.open(Deadline(timeout)))
         except BaseException:
             with contextlib.suppress(ClientError):
                 background.run(self._following.forget())
@@ -170,9 +171,15 @@ class AsyncSession(_View):
     """
 
     def __init__(
-        self, run: AsyncRun, following: Following, timeout: float | None, on_close: Callable[[], None]
+        self,
+        run: AsyncRun,
+        following: Following,
+        timeout: float | None,
+        call: AsyncRun,
+        on_close: Callable[[], None],
     ) -> None:
         self._run = run
+        self._call = call
         self._following = following
         self._timeout = timeout
         self._on_close = on_close
@@ -199,7 +206,7 @@ class AsyncSession(_View):
         if self._tasks:
             return self
         try:
-            await self._run(self._following.open(Deadline(self._timeout)))
+            await self._call(self._following.open(Deadline(self._timeout)))
         except BaseException:
             with contextlib.suppress(ClientError):
                 await asyncio.shield(asyncio.ensure_future(self._run(self._following.forget())))

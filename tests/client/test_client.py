@@ -1,7 +1,10 @@
 import asyncio
 import subprocess
 import sys
+import threading
+import time
 import tracemalloc
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
@@ -549,3 +552,103 @@ def live_arrays():
             yield process.stdout.readline().strip(), arrays
         finally:
             process.kill()
+
+
+class Restarting:
+    """A server on loopback that goes away in the middle of the first array: for a moment, or silent for ever."""
+
+    def __init__(self, service, npy, returns):
+        self.service, self.npy, self.returns = service, npy, returns
+        self.has_failed = False
+        self.done = threading.Event()
+        self.server = self.listen(0)
+        self.port = self.server.server_port
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def listen(self, port):
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def answer(self):
+                content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                answer = outer.service(httpx.Request(self.command, f"{outer.url}{self.path}", content=content))
+                body = answer.read()
+                self.send_response(answer.status_code)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                if self.path.endswith("neighbors") and not outer.has_failed:
+                    outer.has_failed = True
+                    self.wfile.write(body[:-6])
+                    self.wfile.flush()
+                    self.close_connection = True
+                    outer.fail()
+                elif self.command != "HEAD":
+                    self.wfile.write(body)
+
+            do_GET = do_HEAD = do_POST = answer  # noqa: N815  (named by the library)
+
+            def log_message(self, *_):
+                pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
+        return server
+
+    def fail(self):
+        if not self.returns:
+            self.done.wait()
+            return
+        self.server.shutdown()
+        self.server.server_close()
+        threading.Timer(0.3, self.come_back).start()
+
+    def come_back(self):
+        self.server = self.listen(self.port)
+
+    def stop(self):
+        self.done.set()
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.fixture(params=[Client, AsyncClient], ids=["Client", "AsyncClient"])
+def ask_live(request, monkeypatch):
+    """Ask a server on loopback for a graph, with either client."""
+    monkeypatch.setattr("pcct_client.client.Retries", lambda count: Retries(count, first_s=0.2))
+
+    def ask(url, **options):
+        if request.param is Client:
+            with Client(url) as client:
+                return client.knn(POINTS, k=2, **options)
+
+        async def ask_async():
+            async with AsyncClient(url) as client:
+                return await client.knn(POINTS, k=2, **options)
+
+        return asyncio.run(ask_async())
+
+    return ask
+
+
+def test_a_restart_in_the_middle_of_a_download_is_waited_for(service, npy, ask_live):
+    server = Restarting(service, npy, returns=True)
+    try:
+        np.testing.assert_array_equal(ask_live(server.url).neighbors, service.arrays["neighbors"])
+    finally:
+        server.stop()
+    assert server.has_failed
+    assert service.said().count(f"GET /graphs/{'g' * 64}/neighbors") == 2
+
+
+def test_silence_in_the_middle_of_a_download_ends_at_the_timeout(service, npy, ask_live):
+    server = Restarting(service, npy, returns=False)
+    begun = time.monotonic()
+    try:
+        with pytest.raises(WaitTimeout, match=r"the array neighbors did not come within 0\.7 s"):
+            ask_live(server.url, timeout=0.7)
+    finally:
+        server.stop()
+    assert time.monotonic() - begun < 30
