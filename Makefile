@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check setup bench clean
+.PHONY: demo test check setup bench integration compose-test clean
 .DEFAULT_GOAL := demo
 
 $(VENV)/.installed: pyproject.toml
@@ -19,6 +19,15 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+# The same suite against `pcct up`, and against processes that are started one by one with a store on a port.
+integration: setup
+	$(BIN)/python -m pytest tests/integration
+	PCCT_TEST_TARGET=processes $(BIN)/python -m pytest tests/integration
+
+# The compose file for real: says so, and is skipped, where no container engine answers.
+compose-test: setup
+	$(BIN)/python -m pytest -m compose -rs -s tests/deploy
 
 # Example: make bench ARGS="--case knn-d3-32k". The rivals are installed on the first call only.
 bench: $(VENV)/.installed-bench

@@ -1,15 +1,24 @@
-"""Real processes on loopback: a deployment whose parts can be killed one by one, and `pcct up` as users run it."""
+"""Real processes on loopback: a deployment whose parts can be killed one by one, and `pcct up` as users run it.
+
+Tests that need nothing but a service take `service_url`, and PCCT_TEST_TARGET says which: "embedded" is `pcct up`;
+"processes" is a Valkey with a password on a port, the API and two workers, each started by itself; or the URL of a deployment
+that runs already, with an admin key in PCCT_API_KEY if it wants one. Tests that handle processes of their own run with the
+first alone.
+"""
 
 from __future__ import annotations
 
 import io
 import os
 import re
+import secrets
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,12 +28,22 @@ import numpy as np
 import pytest
 from redis import Redis
 
-from service.embedded import EmbeddedStore
+from service.embedded import EmbeddedStore, find_server
 from service.processes import Lifeline
 
 HERE = Path(__file__).parent
 PATIENCE_S = 90.0
 SPEC = {"kind": "vecchia", "k": 5, "order": "given"}
+TARGET = os.environ.get("PCCT_TEST_TARGET", "embedded")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what has nothing to do with a target other than the embedded one."""
+    if TARGET == "embedded":
+        return
+    others = [item for item in items if HERE in item.path.parents and "service_url" not in item.fixturenames]
+    config.hook.pytest_deselected(items=others)
+    items[:] = [item for item in items if item not in others]
 
 
 def until(condition: Callable[[], Any]) -> Any:
@@ -68,7 +87,9 @@ class Client(httpx.Client):
     """HTTP as a user does it, with the few calls that the tests make."""
 
     def __init__(self, url: str) -> None:
-        super().__init__(base_url=url, timeout=PATIENCE_S, trust_env=False)
+        key = os.environ.get("PCCT_API_KEY")
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        super().__init__(base_url=url, headers=headers, timeout=PATIENCE_S, trust_env=False)
 
     def upload(self, points: np.ndarray) -> str:
         return self.post("/v1/datasets", content=as_npy(points)).raise_for_status().json()["id"]
@@ -229,6 +250,61 @@ def starting() -> Iterator[Callable[..., Up]]:
 
 start_up = pytest.fixture(starting, name="start_up")
 start_up_once = pytest.fixture(starting, scope="module", name="start_up_once")
+
+
+@contextmanager
+def run_processes(directory: Path) -> Iterator[str]:
+    """Run what a deployment without containers consists of: a store with a password, the API, two workers. Yield the URL."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    password = secrets.token_hex(16)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PCCT_")}
+    environment["PCCT_REDIS_URL"] = f"redis://:{password}@127.0.0.1:{port}/0"
+    store = [str(find_server()), "-", "--dir", str(directory), "--port", str(port), "--bind", "127.0.0.1"]
+    store += ["--appendonly", "yes", "--save", "", "--logfile", str(directory / "store.log")]
+    ours = [sys.executable, "-m", "service.cli"]
+    with ExitStack() as stack:
+
+        def start(command: list[str], **options: Any) -> subprocess.Popen[str]:
+            process = stack.enter_context(subprocess.Popen(command, env=environment, text=True, **options))
+            stack.callback(process.terminate)
+            return process
+
+        server = start(store, stdin=subprocess.PIPE)
+        assert server.stdin is not None
+        server.stdin.write(f"requirepass {password}\n")
+        server.stdin.close()
+        api = start([*ours, "serve", "--port", "0"], stdout=subprocess.PIPE)
+        for _ in range(2):
+            start([*ours, "work"])
+        assert api.stdout is not None
+        url = re.search(r"http://\S+", api.stdout.readline())[0]  # type: ignore[index]
+        with Client(url) as client:
+            until(client.is_ready)
+        yield url
+
+
+@pytest.fixture(scope="module")
+def service_url(start_up_once: Callable[..., Up], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a service that is ready, chosen by PCCT_TEST_TARGET; the tests of a file share it."""
+    if TARGET == "embedded":
+        with start_up_once(tmp_path_factory.mktemp("data")).wait_ready() as client:
+            yield str(client.base_url)
+    elif TARGET == "processes":
+        with run_processes(tmp_path_factory.mktemp("store")) as url:
+            yield url
+    elif TARGET.startswith(("http://", "https://")):
+        with Client(TARGET) as client:
+            until(client.is_ready)
+        yield TARGET
+    else:
+        pytest.fail(f"PCCT_TEST_TARGET is {TARGET!r}; use embedded, processes or a URL")
+
+
+@pytest.fixture(scope="session")
+def connect() -> Callable[[str], Client]:
+    """Makes an HTTP client of a URL, with the key that the target wants."""
+    return Client
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,24 +23,6 @@ def blocks(language: str, word: str) -> list[str]:
     return [code for code in re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL) if word in code]
 
 
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """`pcct up` on a free port."""
-    data_dir = tmp_path_factory.mktemp("data")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PCCT_")}
-    program = "from service.cli import main; main()"
-    command = [sys.executable, "-c", program, "up", "--port", "0", "--data-dir", str(data_dir)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT) as process:
-        assert process.stdout is not None
-        found = next((match for line in process.stdout if (match := re.search(r"ready at (http://\S+)", line))), None)
-        try:
-            assert found, f"pcct up ended with status {process.wait()}"
-            yield found[1]
-        finally:
-            process.terminate()
-            process.wait()
-
-
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
     """A directory with the files that the examples read."""
@@ -50,26 +31,33 @@ def home(tmp_path: Path) -> Path:
     np.save(tmp_path / "docs/demo/places.npy", places)
     np.save(tmp_path / "points.npy", places)
     np.save(tmp_path / "queries.npy", places[::10] + 0.01)
+    if key := os.environ.get("PCCT_API_KEY"):
+        (tmp_path / ".curlrc").write_text(f'header = "Authorization: Bearer {key}"\n')
     return tmp_path
 
 
 def run(command: list[str], home: Path) -> str:
-    environment = {**os.environ, "PATH": f"{home / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    environment = {
+        **os.environ,
+        "PATH": f"{home / 'bin'}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "CURL_HOME": str(home),
+    }
     done = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 @pytest.mark.integration
-def test_readme_python_client(url: str, home: Path) -> None:
+def test_readme_python_client(service_url: str, home: Path) -> None:
     (code,) = blocks("python", "client.vecchia(")
-    assert "Graph(vecchia, n=2000, k=30, haversine" in run([sys.executable, "-c", code.replace(URL, url)], home)
+    assert "Graph(vecchia, n=2000, k=30, haversine" in run([sys.executable, "-c", code.replace(URL, service_url)], home)
 
 
 @pytest.mark.integration
-def test_readme_training_loop(url: str, home: Path) -> None:
+def test_readme_training_loop(service_url: str, home: Path) -> None:
     (code,) = blocks("python", "pass  # recompute")
-    version, error = run([sys.executable, "-c", code.replace(URL, url)], home).removeprefix("version ").split()
+    version, error = run([sys.executable, "-c", code.replace(URL, service_url)], home).removeprefix("version ").split()
     assert int(version) > 1
     assert error == "None"
 
@@ -83,9 +71,9 @@ def test_readme_python_library(home: Path) -> None:
 
 
 @pytest.mark.integration
-def test_readme_curl_one_request(url: str, home: Path) -> None:
+def test_readme_curl_one_request(service_url: str, home: Path) -> None:
     code, _, _ = blocks("bash", "curl")
-    run(["bash", "-euo", "pipefail", "-c", code.replace(URL, url)], home)
+    run(["bash", "-euo", "pipefail", "-c", code.replace(URL, service_url)], home)
     with np.load(home / "graph.npz") as graph:
         assert set(graph) == {"neighbors", "distances"}
     with np.load(home / "vecchia.npz") as graph:
@@ -95,9 +83,9 @@ def test_readme_curl_one_request(url: str, home: Path) -> None:
 
 
 @pytest.mark.integration
-def test_readme_curl_step_by_step(url: str, home: Path) -> None:
+def test_readme_curl_step_by_step(service_url: str, home: Path) -> None:
     _, code, _ = blocks("bash", "curl")
-    printed = run(["bash", "-euo", "pipefail", "-c", code.replace(URL, url)], home)
+    printed = run(["bash", "-euo", "pipefail", "-c", code.replace(URL, service_url)], home)
     assert '"state":"ready"' in printed
     assert np.load(home / "neighbors.npy").shape == (100, 10)
     assert sorted(np.load(home / "order.npy")) == list(range(2000))
@@ -106,9 +94,9 @@ def test_readme_curl_step_by_step(url: str, home: Path) -> None:
 
 
 @pytest.mark.integration
-def test_readme_curl_track(url: str, home: Path) -> None:
+def test_readme_curl_track(service_url: str, home: Path) -> None:
     _, before, code = blocks("bash", "curl")
-    printed = run(["bash", "-euo", "pipefail", "-c", (before + code).replace(URL, url)], home)
+    printed = run(["bash", "-euo", "pipefail", "-c", (before + code).replace(URL, service_url)], home)
     (answer,) = re.findall(r"^# (\{.*\})$", code, re.MULTILINE)
     assert answer in printed
     assert '"version":2' in printed

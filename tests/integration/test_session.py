@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 
@@ -20,9 +21,9 @@ WISH = {"k": 5, "kernel": "matern32", "inducing": 20, "lengthscale": [0.3, 0.3, 
 
 
 @pytest.fixture(scope="module")
-def service(start_up_once: Callable[..., object], tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
-    """The HTTP client of a `pcct up` that the tests of this file share."""
-    with start_up_once(tmp_path_factory.mktemp("data")).wait_ready() as http:
+def service(service_url: str, connect: Callable[[str], httpx.Client]) -> Iterator[httpx.Client]:
+    """An HTTP client of the service that the tests of this file share."""
+    with connect(service_url) as http:
         yield http
 
 

@@ -12,17 +12,11 @@ RNG = np.random.default_rng(5)
 PLACES, ASKED = (RNG.uniform([-1.5, -3.1], [1.5, 3.1], (size, 2)) for size in (300, 40))
 
 
-@pytest.fixture(scope="module")
-def url(start_up_once, tmp_path_factory):
-    with start_up_once(tmp_path_factory.mktemp("data")).wait_ready() as client:
-        yield str(client.base_url)
-
-
 @pytest.mark.integration
 @pytest.mark.parametrize("mode", ["distance", "connectivity"])
 @pytest.mark.parametrize("metric", ["euclidean", "haversine"])
-def test_graphs_are_those_of_this_process(url, mode, metric):
-    there = PcctNeighborsTransformer(mode=mode, metric=metric, url=url)
+def test_graphs_are_those_of_this_process(service_url, mode, metric):
+    there = PcctNeighborsTransformer(mode=mode, metric=metric, url=service_url)
     here = PcctNeighborsTransformer(mode=mode, metric=metric)
     theirs = KNeighborsTransformer(mode=mode, metric=metric)
     for ours in (there, pickle.loads(pickle.dumps(there.fit(PLACES)))):
@@ -32,9 +26,9 @@ def test_graphs_are_those_of_this_process(url, mode, metric):
 
 
 @pytest.mark.integration
-def test_one_sample_and_what_the_service_refuses(url):
-    one = PcctNeighborsTransformer(mode="connectivity", n_neighbors=1, url=url).fit([[0.5, 0.5]])
+def test_one_sample_and_what_the_service_refuses(service_url):
+    one = PcctNeighborsTransformer(mode="connectivity", n_neighbors=1, url=service_url).fit([[0.5, 0.5]])
     assert one.transform([[0.5, 0.5], [3.0, 4.0]]).toarray().tolist() == [[1.0], [1.0]]
-    fitted = PcctNeighborsTransformer(metric_params={"lengthscale": [1.0, 2.0, 3.0]}, url=url).fit(PLACES)
+    fitted = PcctNeighborsTransformer(metric_params={"lengthscale": [1.0, 2.0, 3.0]}, url=service_url).fit(PLACES)
     with pytest.raises(ValueError, match="lengthscale has 3 values for 2 dimensions"):
         fitted.transform(ASKED)

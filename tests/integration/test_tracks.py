@@ -25,9 +25,9 @@ EAGER = {"tolerance": 0.0, "cooldown_epochs": 0}
 
 
 @pytest.fixture(scope="module")
-def client(start_up_once: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """An HTTP client of a `pcct up` that the tests of this file share."""
-    with start_up_once(tmp_path_factory.mktemp("data")).wait_ready() as client:
+def client(service_url: str, connect: Callable[[str], Any]) -> Iterator[Any]:
+    """An HTTP client of the service that the tests of this file share."""
+    with connect(service_url) as client:
         yield client
 
 
