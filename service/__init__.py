@@ -5,6 +5,8 @@ wire       array formats; no I/O
 problems   exception -> problem+json, one table
 intake     one uploaded body into the store, bounded and all or nothing
 answers    stored arrays out of it, with their validators
+openapi    what the OpenAPI document says besides the routes
+traffic    one line of the log and one count for every answer
 request_ids  the id of every request, in its answer and in the log
 compression JSON answers, compressed where the client takes that
 waiting    waits that end with the process, or with the client that waits

@@ -15,6 +15,7 @@ from service.backend import Backend
 from service.settings import ServiceSettings
 from service.up import open_listener
 from worker.logs import configure_logs
+from worker.traces import start_traces, stop_traces
 
 _CLOSE_S = 3  # open requests, such as downloads, get this long when the process stops
 
@@ -41,6 +42,7 @@ def run_api(
     listen_fd: a listening socket handed down, instead of host and port. lifeline_fd: the parent's pipe, if any.
     """
     configure_logs(settings)
+    start_traces("pcct-api")
     for number in (signal.SIGTERM, signal.SIGINT):
         # uvicorn handles both, then raises them again for the handler from before: one that lets us exit with 0.
         signal.signal(number, lambda *_: None)
@@ -59,3 +61,4 @@ def run_api(
         timeout_graceful_shutdown=_CLOSE_S,
     )
     Server(config, app).run(sockets=[listener])
+    stop_traces()

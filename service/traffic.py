@@ -14,8 +14,11 @@ import structlog
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry, Counter, Histogram, Metric
 from prometheus_client.process_collector import ProcessCollector
+from starlette.datastructures import Headers
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from worker.traces import end_span, request_span
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -87,13 +90,18 @@ class Watched:
                 size += len(message.get("body", b""))
             await send(message)
 
-        try:
-            await self._app(scope, receive, send_and_note)
-        finally:
-            seconds = time.perf_counter() - started
-            route = self._route(scope)
-            self._traffic.count_answer(scope["method"], route, status, seconds)
-            _note(scope, route, status, seconds, size)
+        with request_span(scope["method"], Headers(scope=scope).get("traceparent")) as span:
+            try:
+                await self._app(scope, receive, send_and_note)
+            finally:
+                route = self._route(scope)
+                said: dict[str, str | int] = {"http.route": route, "http.response.status_code": status}
+                end_span(span, f"{scope['method']} {route}", said, failed=status >= 500)
+                self._note(scope, route, status, time.perf_counter() - started, size)
+
+    def _note(self, scope: Scope, route: str, status: int, seconds: float, size: int) -> None:
+        self._traffic.count_answer(scope["method"], route, status, seconds)
+        _log_answer(scope, route, status, seconds, size)
 
     def _route(self, scope: Scope) -> str:
         """Return the template of the route that a request was for, "none" for one that there is not."""
@@ -104,7 +112,7 @@ class Watched:
         return str(getattr(route, "path", "none"))
 
 
-def _note(scope: Scope, route: str, status: int, seconds: float, size: int) -> None:
+def _log_answer(scope: Scope, route: str, status: int, seconds: float, size: int) -> None:
     """Log an answer; polls that found nothing new, and those who watch us, only when all is logged."""
     quiet = status == 304 or (route in _PROBES and status < 400)
     level = logging.DEBUG if quiet else logging.WARNING if status >= 500 else logging.INFO

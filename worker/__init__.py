@@ -4,11 +4,12 @@ settings   every option of the store, the queue and the worker, from PCCT_... en
 query      the neighbors of other points: what is asked, and its answer
 store      datasets, graphs, arrays and heartbeats in Redis or Valkey; all keys, chunks and checksums
 tracks     versions that training loops follow: what a refresh decides, how a version is swapped
-metrics    what is counted about refreshes, for /metrics
+metrics    what is counted about builds and refreshes, for /metrics
 tasks      the job queues: one graph asked for is at most one job, and so is one track
 run        one build: read the points, build, publish
 follow     one track's job: build its newest version until nothing newer is wanted
 main       the worker process: warm up, take jobs, stop cleanly
 alive      whether a worker of this host says that it is alive, for health checks
 logs       how every process of ours logs
+traces     OpenTelemetry, from a request through its job to the phases of the build
 """

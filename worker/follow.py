@@ -23,9 +23,9 @@ import structlog
 from redis.exceptions import RedisError
 
 from pcct_core.spec import GraphSpec
-from worker.logs import on_behalf_of
 from worker.run import Runner, describe_error, exhausted, patiently
 from worker.store import Claim, GraphRecord, Store
+from worker.traces import for_origin
 from worker.tracks import TIMEOUT, Pending, TrackRecord, Tracks, UnknownTrack
 
 T = TypeVar("T")
@@ -81,7 +81,7 @@ class Follower:
                 await self._patiently(partial(self.tracks.hand_over, record))
                 return
             else:
-                with on_behalf_of(record.request_id):
+                with for_origin(record.origin):
                     await self._reach(record, pending)
                 reached += 1
 

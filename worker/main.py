@@ -25,6 +25,7 @@ from worker.run import Build, Runner
 from worker.settings import WorkerSettings
 from worker.store import Store, WorkerInfo
 from worker.tasks import Job, Queue
+from worker.traces import start_traces, stop_traces
 from worker.tracks import Tracks
 
 _NOBODY = "0" * 64  # asks while warming up; no dataset has this id
@@ -43,7 +44,9 @@ def run_worker(
     load_build: returns what builds graphs; None for the core, loaded and warmed.
     """
     configure_logs(settings)
+    start_traces("pcct-worker")
     status = asyncio.run(_work(settings, load_build or load_warm_build))
+    stop_traces()
     # A build that was left behind may still run compiled code, which must not meet a dying interpreter.
     os._exit(status)
 

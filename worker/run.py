@@ -28,12 +28,12 @@ from redis.exceptions import TimeoutError as StoreTimeoutError
 from pcct_core.errors import Cancelled, InvalidPoints, InvalidSpec, NotPositiveDefinite
 from pcct_core.lookup import GateLookup
 from pcct_core.spec import MAX_PAIRS, GraphSpec, Residual
-from worker.logs import on_behalf_of
 from worker.metrics import observe_build
 from worker.query import QueryAnswer, QuerySpec, TreeCache, Wish, answer_query, metric_references, wish_from_json
 from worker.settings import ENTRY_BYTES, WorkerSettings
 from worker.store import DamagedData, GraphRecord, Store, UnknownDataset
 from worker.tasks import Queue
+from worker.traces import end_span, for_origin, job_span, trace_build
 
 if TYPE_CHECKING:
     from pcct_core.covertree import CoverTree
@@ -97,7 +97,7 @@ class Runner:
     async def run_job(self, namespace: str, graph_id: str, request: str) -> None:
         """Do the job of one request; raises CancelledError only when the worker stops while the store is away."""
         runner = self.within(namespace)
-        with on_behalf_of(await self._patiently(lambda: runner.store.request_id(graph_id))):
+        with for_origin(await self._patiently(lambda: runner.store.origin(graph_id))):
             await runner._do_job(graph_id, request)
 
     async def _do_job(self, graph_id: str, request: str) -> None:
@@ -125,7 +125,15 @@ class Runner:
         record = await self._patiently(lambda: self.store.graph(graph_id))
         if record is None:
             return
-        self.building.append(graph_id)
+        kind = str(record.spec["kind"])
+        with job_span(f"job {kind}", {"pcct.graph": graph_id, "pcct.dataset": record.dataset}) as span:
+            end = await self._counted_attempt(record, attempt, notice, log)
+            end_span(span, f"job {kind}", {"pcct.outcome": end.outcome}, failed=end.outcome == "failed")
+
+    async def _counted_attempt(
+        self, record: GraphRecord, attempt: str, notice: Notice | None, log: structlog.stdlib.BoundLogger
+    ) -> _End:
+        self.building.append(record.id)
         started = time.perf_counter()
         try:
             end = await self._attempt(record, attempt, notice, log)
@@ -136,21 +144,24 @@ class Runner:
                 log.error("job failed", exc_info=error)
             else:
                 log.info("job failed", detail=problem["detail"])
-            await self._patiently(lambda: self.store.fail_graph(graph_id, attempt, problem))
+            await self._patiently(lambda: self.store.fail_graph(record.id, attempt, problem))
             end = _End("failed")
         finally:
-            self.building.remove(graph_id)
+            self.building.remove(record.id)
         seconds = time.perf_counter() - started
         if end.outcome in ("published", "overtaken"):
             log.info(f"job {end.outcome}", seconds=round(seconds, 3))
         await observe_build(self.store.redis, str(record.spec["kind"]), end.outcome, seconds, end.phases)
+        return end
 
     async def _attempt(
         self, record: GraphRecord, attempt: str, notice: Notice | None, log: structlog.stdlib.BoundLogger
     ) -> _End:
         log.info("job started", dataset=record.dataset[:12], spec=record.spec, attempt=record.attempts)
         spec = await self._with_arrays(wish_from_json(record.spec))
-        build = _BuildThread(await self._call(record.dataset, spec))
+        call = await self._call(record.dataset, spec)
+        started_ns = time.time_ns()
+        build = _BuildThread(call)
         if not await self._watch(build, record.id, attempt, notice):
             log.info("job stopped: not wanted any more")
             return _End("stopped")
@@ -162,6 +173,7 @@ class Runner:
         except Cancelled:
             await self._hand_back(record, attempt, log)
             return _End("handed-back")
+        trace_build(started_ns, graph.telemetry.seconds)
         if isinstance(graph, QueryAnswer):
             self._trees.keep(self._tree_name(record.dataset), spec.metric, graph.tree)
         if graph.lookup is not None:

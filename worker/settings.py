@@ -30,6 +30,17 @@ def numba_jit_disabled() -> bool:
     return os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0")
 
 
+def traces_exporter() -> str | None:
+    """Return where OpenTelemetry's variables want traces to go, such as "otlp" or "console"; None for nowhere."""
+    if os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return None
+    named = os.environ.get("OTEL_TRACES_EXPORTER", "")
+    if named:
+        return None if named == "none" else named
+    endpoints = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+    return "otlp" if any(os.environ.get(name) for name in endpoints) else None
+
+
 class SharedSettings(BaseSettings):
     """What the API and the worker both need to meet at the same store and queue."""
 

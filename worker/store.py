@@ -33,9 +33,9 @@ from redis.exceptions import RedisError
 from pcct_core.errors import PcctError
 from pcct_core.spec import GraphSpec
 from worker.keys import Keys
-from worker.logs import request_id
 from worker.query import Wish
 from worker.settings import SharedSettings
+from worker.traces import origin
 
 State: TypeAlias = Literal["queued", "running", "ready", "failed", "cancelled"]
 Standing: TypeAlias = Literal["started", "elsewhere", "ended", "unwanted"]
@@ -198,7 +198,7 @@ return 1
 """
 
 # KEYS: graph, arrays, dataset description. ARGV: graph id, dataset id, spec, new request token, stale seconds,
-# channel, request id. → -1 no such dataset, 1 a job must be queued, 0 nothing to do.
+# channel, origin. → -1 no such dataset, 1 a job must be queued, 0 nothing to do.
 # A graph that is still queued answers 1 as well: a job key runs once, and asking again heals a submit that was lost.
 _REQUEST = """
 local now = redis.call('TIME')
@@ -221,7 +221,7 @@ redis.call('UNLINK', KEYS[2])
 redis.call('DEL', KEYS[1])
 redis.call('HSET', KEYS[1], 'dataset', ARGV[2], 'spec', ARGV[3], 'state', 'queued', 'request', ARGV[4],
     'attempts', 0, 'created_s', string.format('%.6f', now), 'updated_s', string.format('%.6f', now),
-    'request_id', ARGV[7])
+    'origin', ARGV[7])
 redis.call('PUBLISH', ARGV[6], ARGV[1])
 return 1
 """
@@ -576,7 +576,7 @@ class Store:
                 secrets.token_hex(8),
                 self._stale_run_s,
                 self._keys.changes,
-                request_id(),
+                origin(),
             ],
         )
         if answer < 0:
@@ -586,9 +586,9 @@ class Store:
             return await self.request_graph(dataset_id, spec)
         return record, answer == 1
 
-    async def request_id(self, id: str) -> str:
-        """Return the id of the HTTP request that queued a graph's job, "" when that is not known."""
-        raw = await cast(Any, self._redis.hget(self._keys.graph(id), "request_id"))
+    async def origin(self, id: str) -> str:
+        """Return the origin of the HTTP request that queued a graph's job (`traces.origin`), "" when that is not known."""
+        raw = await cast(Any, self._redis.hget(self._keys.graph(id), "origin"))
         return raw.decode() if raw else ""
 
     async def wait_graph(self, id: str, timeout_s: float) -> GraphRecord | None:

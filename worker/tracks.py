@@ -24,9 +24,9 @@ from pcct_core.errors import InvalidInput, InvalidSpec, PcctError
 from pcct_core.points import check_shape, lengthscale_of
 from pcct_core.spec import Euclidean, GraphSpec, Metric, Residual, metric_from_json
 from worker.keys import Keys
-from worker.logs import request_id
 from worker.metrics import BUILD_S, DECISIONS, ERRORS, QUEUE_WAIT_S, STALENESS, Samples, observe, read_samples
 from worker.store import Store, UnknownDataset, graph_id, wait_for_change
+from worker.traces import origin
 
 if TYPE_CHECKING:
     from worker.tasks import Queue
@@ -201,7 +201,7 @@ class TrackRecord:
     driver: token of the job that is queued or running, "" for none. delivery: of the run of it that counts, "" while queued.
     building: graph that it has begun, "" for none.
     revision: changes whenever the answer to a refresh may.
-    created_s, updated_s: Unix time by the store's clock. request_id: of the request that asked for the newest version.
+    created_s, updated_s: Unix time by the store's clock. origin: of the request that asked for the newest version.
     """
 
     id: str
@@ -228,7 +228,7 @@ class TrackRecord:
     revision: str
     created_s: float
     updated_s: float
-    request_id: str
+    origin: str
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -353,7 +353,7 @@ if #ARGV > 15 then
     redis.call('HSET', KEYS[1], 'created_s', now, unpack(ARGV, 16))
 end
 redis.call('HSET', KEYS[1], 'requested', ARGV[5], 'requested_graph', ARGV[6], 'requested_metric', ARGV[7],
-    'requested_epoch', ARGV[4], 'requested_s', now, 'seen_epoch', ARGV[4], 'request_id', ARGV[15],
+    'requested_epoch', ARGV[4], 'requested_s', now, 'seen_epoch', ARGV[4], 'origin', ARGV[15],
     'updated_s', now)
 redis.call('HINCRBY', KEYS[1], 'revision', 1)
 redis.call('HDEL', KEYS[1], 'error')
@@ -779,7 +779,7 @@ class Tracks:
                 _message("skip_cached", event | {"reason": "ready"}),
                 _message("swap", event | {"staleness_epochs": 0}),
                 *(DECISIONS.field("scheduled", wish.reason), DECISIONS.field("cached", "ready"), _EVENTS_KEPT),
-                request_id(),
+                origin(),
                 *(part for item in (base or {}).items() for part in item),
             ],
         )
@@ -900,7 +900,7 @@ def _record(id: str, fields: Mapping[str, str]) -> TrackRecord:
         revision=fields["revision"],
         created_s=float(fields["created_s"]),
         updated_s=float(fields["updated_s"]),
-        request_id=fields.get("request_id", ""),
+        origin=fields.get("origin", ""),
     )
 
 

@@ -1,3 +1,4 @@
+import asyncio
 import io
 import json
 import logging
@@ -8,8 +9,12 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 import structlog
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from service.traffic import Traffic
+from worker import traces
 from worker.logs import configure_logs
 from worker.settings import SharedSettings
 
@@ -128,3 +133,31 @@ def test_the_password_of_the_store_is_never_told(tmp_path):
     assert done.stdout.count("503 ") == 3
     assert "store_unavailable" in done.stderr
     assert "hunter2" not in done.stdout + done.stderr
+
+
+async def test_a_trace_leads_from_the_request_to_the_phases_of_its_build(live):
+    exporter, provider = InMemorySpanExporter(), TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    traces.use_provider(provider)
+    try:
+        dataset = await live.upload(np.random.default_rng(0).random((20, 2)))
+        headers = {"Prefer": "wait=20", "X-Request-Id": "mine"}
+        await live.client.post("/v1/graphs", json={"dataset": dataset, "spec": {"k": 3}}, headers=headers)
+        for _ in range(500):  # the job ends behind its answer
+            jobs = [span for span in exporter.get_finished_spans() if span.name == "job knn"]
+            if jobs:
+                break
+            await asyncio.sleep(0.02)
+    finally:
+        traces.use_provider(None)
+    spans = {span.name: span for span in exporter.get_finished_spans()}
+    request, build = spans["POST /v1/graphs"], spans["build"]
+    assert jobs[0].parent.span_id == request.context.span_id
+    assert build.parent.span_id == jobs[0].context.span_id
+    assert jobs[0].attributes["pcct.outcome"] == "published"
+    assert request.attributes == {
+        "http.request.method": "POST",
+        "http.route": "/v1/graphs",
+        "http.response.status_code": 200,
+        "pcct.request_id": "mine",
+    }
