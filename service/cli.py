@@ -16,6 +16,7 @@ import typer
 
 if TYPE_CHECKING:
     from pcct_core.spec import GraphSpec
+    from worker.settings import SharedSettings
 
 app = typer.Typer(
     name="pcct",
@@ -29,10 +30,16 @@ app = typer.Typer(
 telemetry = typer.Typer(rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
 app.add_typer(telemetry, name="telemetry", help="Look at what builds have recorded.")
 
+keys = typer.Typer(rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
+app.add_typer(keys, name="keys", help="Make, list and revoke the API keys of a service with PCCT_AUTH=on.")
+
 _INTERRUPTED = 130  # what Typer makes of Ctrl-C, without a word
 
 _Host = Annotated[str, typer.Option(help="Address to listen on.")]
 _Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 for any free one.")]
+_DataDir = Annotated[
+    Path | None, typer.Option(help="Where the embedded store keeps its files.", show_default="~/.local/share/pcct")
+]
 _LifelineFd = Annotated[int | None, typer.Option(hidden=True)]
 
 
@@ -40,9 +47,7 @@ _LifelineFd = Annotated[int | None, typer.Option(hidden=True)]
 def up(
     host: _Host = "127.0.0.1",
     port: _Port = 8000,
-    data_dir: Annotated[
-        Path | None, typer.Option(help="Where the embedded store keeps its files.", show_default="~/.local/share/pcct")
-    ] = None,
+    data_dir: _DataDir = None,
     workers: Annotated[int, typer.Option(min=1, help="Number of worker processes.")] = 1,
 ) -> None:
     """Run everything here: store (unless PCCT_REDIS_URL names one), API and workers, until Ctrl-C."""
@@ -169,6 +174,43 @@ def render(
     from service.telemetry import print_records
 
     print_records(file)
+
+
+@keys.command("create")
+def create_key(
+    namespace: Annotated[str, typer.Option(help="Whose data the key sees: lower-case letters, digits, hyphens.")],
+    scope: Annotated[str, typer.Option(help="read, write or admin; each includes those before it.")] = "write",
+    label: Annotated[str, typer.Option(help="A note for you.")] = "",
+    data_dir: _DataDir = None,
+) -> None:
+    """Make a key and print it: it is not shown again."""
+    from service.keyring import create_key
+
+    create_key(_shared_settings(data_dir), namespace, scope, label)
+
+
+@keys.command("list")
+def list_keys(data_dir: _DataDir = None) -> None:
+    """List all keys: ids and what they allow, no secrets."""
+    from service.keyring import list_keys
+
+    list_keys(_shared_settings(data_dir))
+
+
+@keys.command("revoke")
+def revoke_key(
+    id: Annotated[str, typer.Argument(help="As pcct keys list shows it.", metavar="ID")], data_dir: _DataDir = None
+) -> None:
+    """Refuse a key from now on."""
+    from service.keyring import revoke_key
+
+    revoke_key(_shared_settings(data_dir), id)
+
+
+def _shared_settings(data_dir: Path | None) -> SharedSettings:
+    from worker.settings import SharedSettings
+
+    return SharedSettings() if data_dir is None else SharedSettings(data_dir=data_dir)
 
 
 def _read_metric(kind: str, lengthscale: str | None, **fields: Any) -> dict[str, Any]:

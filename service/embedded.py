@@ -106,7 +106,7 @@ class EmbeddedStore:
     def _socket(self) -> Path:
         if self._socket_dir is None:
             raise EmbeddedStoreError("the embedded store has not been started; call start() first")
-        return self._socket_dir / "valkey.sock"
+        return self._socket_dir / _SOCKET
 
     @property
     def _log_path(self) -> Path:
@@ -178,12 +178,25 @@ class EmbeddedStore:
 
 
 _SOCKET_PREFIX = "pcct-"
+_SOCKET = "valkey.sock"
 
 
 def _make_socket_dir() -> Path:
     """Make a fresh directory for the socket that only we may enter, with a path short enough for a socket."""
     base = tempfile.gettempdir()
     return Path(tempfile.mkdtemp(prefix=_SOCKET_PREFIX, dir=base if len(base) <= _LONGEST_SOCKET_DIR else "/tmp"))  # noqa: S108
+
+
+def running_url(data_dir: Path) -> str | None:
+    """Return where the server of a data directory listens, None when none runs."""
+    try:
+        with (data_dir.expanduser().absolute() / "lock").open() as file:
+            holder, directory = _read_lock(file)
+    except OSError:
+        return None
+    if directory is None or not _is_alive(holder) or not _answers(directory / _SOCKET):
+        return None
+    return f"unix://{directory / _SOCKET}"
 
 
 def find_server() -> Path:
