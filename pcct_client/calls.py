@@ -478,7 +478,7 @@ def refused(reply: Reply) -> Exception:
         return ServerUnavailable(f"the service cannot work just now ({said}); try again shortly", _retry_after(reply))
     if reply.status == 429:
         return RateLimited(429, problem, _retry_after(reply))
-    if reply.status < 400 or not (problem or reply.content == b""):
+    if reply.status < 400 or reply.status == 405 or not (problem or reply.content == b""):
         return BadAnswer(f"HTTP {reply.status} came back without a reason; is this the URL of a pcct service?")
     return refusal(reply.status, problem)
 

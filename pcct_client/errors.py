@@ -124,7 +124,8 @@ class RequestRefused(ClientError):
     row: first offending row of the array, or None. field: offending field of the specification, or None.
     """
 
-    fix = ""
+    fix = ""  # said where the service says none, as in answers to HEAD
+    fix_is_ours = False  # said in any case: what to do here is not what the service knows
 
     def __init__(self, status: int, problem: Mapping[str, Any]) -> None:
         self.status = status
@@ -135,7 +136,7 @@ class RequestRefused(ClientError):
         self.row = row if isinstance(row, int) else None
         self.field = field if isinstance(field, str) else None
         said = f"{self.title}: {self.detail}" if self.detail else self.title
-        super().__init__(f"{said}; {self.fix}" if self.fix else said)
+        super().__init__(f"{said}; {self.fix}" if self.fix and (self.fix_is_ours or not self.detail) else said)
 
 
 class InvalidRequest(RequestRefused, ValueError):
@@ -150,6 +151,7 @@ class Unauthorized(RequestRefused):
     """The service wants an API key, and got none or one that it does not know."""
 
     fix = "give a valid key: Client(url, api_key=…), or the environment variable PCCT_API_KEY"
+    fix_is_ours = True
 
 
 class Forbidden(RequestRefused):

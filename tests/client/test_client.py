@@ -228,6 +228,7 @@ def test_a_store_that_is_down_is_told_from_an_absent_dataset(client, service):
     ("status", "body"),
     [
         (405, {"text": "<html>no</html>"}),
+        (405, {}),
         (200, {"text": "hello"}),
         (302, {"headers": {"Location": "https://elsewhere.test"}}),
         (201, {"json": ["a list"]}),

@@ -57,7 +57,8 @@ def test_the_key_is_sent_with_every_request_and_shown_nowhere(service, caplog):
 
 
 @pytest.mark.parametrize(
-    ("status", "error", "fix"), [(401, Unauthorized, "PCCT_API_KEY"), (403, Forbidden, "larger scope")]
+    ("status", "error", "fix"),
+    [(401, Unauthorized, "PCCT_API_KEY"), (403, Forbidden, "larger scope|the key is unknown")],
 )
 @pytest.mark.parametrize("has_body", [True, False])
 def test_a_key_that_is_refused_is_said_with_its_fix(service, problem, status, error, fix, has_body):

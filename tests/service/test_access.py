@@ -3,10 +3,12 @@
 import re
 import socket
 
+import httpx
 import numpy as np
 import pytest
 from limits.aio.storage import memory
 
+from pcct_client import AsyncClient, Forbidden, Unauthorized
 from service.access import Limiter, RateLimited, UnsafeExposure, needs_key
 from service.api_keys import ApiKeys
 from service.app import create_app
@@ -334,3 +336,22 @@ class TestLimits:
     def test_a_rate_that_cannot_be_read_is_refused(self):
         with pytest.raises(ValueError, match="100/second"):
             ServiceSettings(rate_limit="often")
+
+
+async def test_the_python_client_sends_its_key_and_says_what_is_wrong_with_it(guarded, keys):
+    def client(key):
+        return AsyncClient("http://test", transport=httpx.ASGITransport(guarded.app), api_key=key)
+
+    _, writer = await keys.create("ours", "write")
+    _, reader = await keys.create("ours", "read")
+    async with client(writer) as ours:
+        graph = await ours.knn(POINTS, k=3)
+        assert graph.neighbors.shape == (30, 3)
+    async with client(reader) as readers:
+        with pytest.raises(Forbidden, match=r"needs a key with the scope write, yours has read; use another key$"):
+            await readers.knn(POINTS, k=3)
+    for wrong in ("", writer[:-1] + "?"):
+        async with client(wrong) as strangers:
+            with pytest.raises(Unauthorized, match=r"give a valid key: Client\(url, api_key=…\)") as caught:
+                await strangers.knn(POINTS, k=3)
+        assert not wrong or wrong not in str(caught.value)
