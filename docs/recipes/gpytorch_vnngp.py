@@ -50,7 +50,7 @@ class Model(gpytorch.models.ApproximateGP):
 model, losses = Model().double(), []
 elbo = gpytorch.mlls.VariationalELBO(likelihoods.GaussianLikelihood().double(), model, len(X))
 optimizer = torch.optim.Adam(elbo.parameters(), lr=0.05)
-for _ in range(100):
+for _ in range(150):
     optimizer.zero_grad()
     losses.append(-elbo(model(None), y))
     losses[-1].backward()
