@@ -3,8 +3,8 @@
     .venv/bin/pip install -e '.[fuzz]'
     .venv/bin/python tests/fuzz/decode.py -max_total_time=30 tests/fuzz/corpus
 
-Runs atheris, a fuzzer that follows coverage. An input is a choice of format and piece size (two bytes), then the body; the corpus
-holds valid and damaged ones, which `tests/fuzz/test_decode.py` replays without a fuzzer.
+Runs atheris, a fuzzer that follows coverage. An input is a choice of format and piece size (two bytes), then the body; the
+corpus holds valid and damaged ones, which `tests/fuzz/test_decode.py` replays without a fuzzer.
 """
 
 from __future__ import annotations
