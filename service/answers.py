@@ -12,7 +12,9 @@ import numpy as np
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 
+from service.arrow import check_writable, write_arrow
 from service.wire import (
+    ARROW,
     JSON,
     NPY,
     NPZ,
@@ -30,8 +32,8 @@ from service.wire import (
 from worker.store import ArrayInfo, GraphRecord, Store
 
 # The first of each is what a client gets that does not care.
-ARRAY_FORMATS = (NPY, RAW, JSON)
-GRAPH_FORMATS = (NPZ, SAFETENSORS, JSON)
+ARRAY_FORMATS = (NPY, RAW, JSON, ARROW)
+GRAPH_FORMATS = (NPZ, SAFETENSORS, JSON, ARROW)
 
 # The answer to a (graph, slice, format) never changes: its name is made from its content.
 _IMMUTABLE = "private, max-age=31536000, immutable"
@@ -90,6 +92,9 @@ def array_body(array: ArrayStream, media: str, etag: str) -> Body:
         return Body(array.rows, RAW, f"{etag}.raw", array.data_bytes, headers)
     if media == JSON:
         return Body(write_json(array), JSON, f"{etag}.json")
+    if media == ARROW:
+        check_writable([array])
+        return Body(write_arrow([array]), ARROW, f"{etag}.arrow")
     return Body(write_npy(array), NPY, etag, array.npy_bytes)
 
 
@@ -103,6 +108,9 @@ def graph_body(store: Store, record: GraphRecord, media: str) -> Body:
         return Body(write_safetensors(arrays), SAFETENSORS, f"{etag}.safetensors", length)
     if media == JSON:
         return Body(write_json_object(arrays), JSON, f"{etag}.json")
+    if media == ARROW:
+        check_writable(arrays)
+        return Body(write_arrow(arrays), ARROW, f"{etag}.arrow")
     return Body(write_npz(arrays), NPZ, etag)
 
 

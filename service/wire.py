@@ -35,6 +35,7 @@ NPY = "application/x-npy"
 NPZ = "application/x-npz"
 SAFETENSORS = "application/x-safetensors"
 RAW = "application/octet-stream"
+ARROW = "application/vnd.apache.arrow.stream"
 JSON = "application/json"
 
 NPY_MAGIC = b"\x93NUMPY"
@@ -186,12 +187,15 @@ def points_decoder(
         return _RowDecoder(_raw_layout(query, limits), 0, content_length)
     if media == RAW or media in _UNDECLARED:
         return _SniffingDecoder(limits, content_length, media)
+    if media == ARROW:
+        raise UnsupportedBody(f"Arrow streams are only written here, not read; {HOW_TO_SEND}")
     if media in _ARCHIVES:
         raise UnsupportedBody(NO_ARCHIVES)
     if media == "multipart/form-data":
         raise UnsupportedBody(f"multipart/form-data is not read here (curl -F sends it); {HOW_TO_SEND}")
     raise UnsupportedBody(
-        f"Content-Type {media} is not read here; use {NPY}, {RAW} with ?dtype=&shape=, {SAFETENSORS} or {JSON}: {HOW_TO_SEND}"
+        f"Content-Type {media} is not read here; use {NPY}, {RAW} with ?dtype=&shape=, {SAFETENSORS} "
+        f"or {JSON}: {HOW_TO_SEND}"
     )
 
 
@@ -652,7 +656,7 @@ async def write_safetensors(arrays: Sequence[ArrayStream]) -> AsyncIterator[byte
 
 async def write_npz(arrays: Iterable[ArrayStream]) -> AsyncIterator[bytes]:
     """Yield the arrays as an uncompressed .npz file that np.load reads; same arrays, same bytes."""
-    out = _Drain()
+    out = Drain()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
         for array in arrays:
             member = zipfile.ZipInfo(f"{array.name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
@@ -664,20 +668,23 @@ async def write_npz(arrays: Iterable[ArrayStream]) -> AsyncIterator[bytes]:
     yield out.take()
 
 
-class _Drain(io.RawIOBase):
+class Drain(io.RawIOBase):
     """A file that cannot seek, whose content is taken away as it is written."""
 
     def __init__(self) -> None:
         self._written: list[bytes] = []
 
     def writable(self) -> bool:
+        """Say that it takes data."""
         return True
 
     def write(self, data: Any) -> int:
+        """Take data, all of it."""
         self._written.append(data if isinstance(data, bytes) else bytes(data))  # rows as they are: no copy of them
         return len(data)
 
     def take(self) -> bytes:
+        """Return what was written since the last call."""
         taken, self._written = self._written, []
         return taken[0] if len(taken) == 1 else b"".join(taken)
 
