@@ -85,7 +85,7 @@ class Watched:
         async def send_and_note(message: Message) -> None:
             nonlocal status, size
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status = int(message["status"])
             else:
                 size += len(message.get("body", b""))
             await send(message)
@@ -114,7 +114,7 @@ class Watched:
 
 def _log_answer(scope: Scope, route: str, status: int, seconds: float, size: int) -> None:
     """Log an answer; polls that found nothing new, and those who watch us, only when all is logged."""
-    quiet = status == 304 or (route in _PROBES and status < 400)
+    quiet = status == 304 or route in _PROBES  # a probe asks again and again until all is well
     level = logging.DEBUG if quiet else logging.WARNING if status >= 500 else logging.INFO
     if logging.getLogger(_LOGGER).isEnabledFor(level):
         _log.log(

@@ -87,6 +87,10 @@ def test_readme_curl_step_by_step(service_url: str, home: Path) -> None:
     _, code, _ = blocks("bash", "curl")
     printed = run(["bash", "-euo", "pipefail", "-c", code.replace(URL, service_url)], home)
     assert '"state":"ready"' in printed
+    assert re.search(r"^304$", printed, re.MULTILINE)
+    assert '"type":"/problems/invalid-parameter"' in printed
+    assert "1 ≤ k ≤ 30" in printed
+    assert np.load(home / "all.npy").shape == (2000, 30)
     assert np.load(home / "neighbors.npy").shape == (100, 10)
     assert sorted(np.load(home / "order.npy")) == list(range(2000))
     with np.load(home / "nearest.npz") as nearest:

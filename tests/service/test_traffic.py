@@ -79,11 +79,12 @@ async def test_all_is_logged_once_at_debug(live, logged):
     assert [line["route"] for line in logged()[before:]] == ["/livez"]
 
 
-async def test_a_failure_is_a_warning(start_service, monkeypatch, logged):
-    async with start_service(worker=False) as service:
+async def test_a_failure_is_a_warning_but_not_one_that_a_probe_finds(run_service, logged):
+    async with run_service("unix:///nowhere/valkey.sock", worker=False) as service:
         assert (await service.client.get("/readyz")).status_code == 503
+        assert (await service.client.get(f"/v1/graphs/{'0' * 64}")).status_code == 503
     (line,) = logged()
-    assert (line["level"], line["status"], line["route"]) == ("warning", 503, "/readyz")
+    assert (line["level"], line["status"], line["route"]) == ("warning", 503, "/v1/graphs/{graph_id}")
 
 
 def test_count_answer_keeps_odd_methods_together():
