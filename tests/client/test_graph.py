@@ -4,6 +4,7 @@ import os
 import pickle
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -202,6 +203,16 @@ def test_to_torch_gives_tensors_to_index_with(vecchia, radius):
     np.testing.assert_array_equal(arrays.neighbors.numpy(), vecchia.neighbors)
     assert np.shares_memory(arrays.distances.numpy(), vecchia.distances)
     assert radius.to_torch().offsets.tolist() == [0, 1, 1, 2]
+
+
+def test_to_torch_hands_over_what_torch_indexes_with(vecchia, monkeypatch):
+    """Without torch itself, which is large: what it is given."""
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(from_numpy=lambda array: ("tensor", array)))
+    arrays = vecchia.to_torch()
+    kind, neighbors = arrays.neighbors
+    assert (kind, neighbors.dtype, neighbors.tolist()) == ("tensor", np.int64, vecchia.neighbors.tolist())
+    assert arrays.distances[1] is vecchia.distances
+    assert arrays.offsets is None
 
 
 @pytest.mark.parametrize(

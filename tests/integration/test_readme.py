@@ -51,7 +51,9 @@ def run(command: list[str], home: Path) -> str:
 @pytest.mark.integration
 def test_readme_python_client(service_url: str, home: Path) -> None:
     (code,) = blocks("python", "client.vecchia(")
-    assert "Graph(vecchia, n=2000, k=30, haversine" in run([sys.executable, "-c", code.replace(URL, service_url)], home)
+    printed = run([sys.executable, "-c", code.replace(URL, service_url)], home)
+    assert "Graph(vecchia, n=2000, k=30, haversine, exact)" in printed
+    assert (home / "row.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.integration
