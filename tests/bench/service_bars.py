@@ -158,7 +158,7 @@ def exchange(
 def running_service() -> Iterator[Up]:
     """Start `pcct up` on a free port with a store of its own, yield it when it is ready, stop it."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PCCT_")}
-    environment["PCCT_LOG_LEVEL"] = "warning"
+    environment["PCCT_LOG_LEVEL"] = "error"
     with tempfile.TemporaryDirectory() as directory:
         command = [sys.executable, "-m", "service.cli", "up", "--port", "0", "--data-dir", directory]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
