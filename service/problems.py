@@ -33,6 +33,7 @@ from service.wire import (
     UnsupportedBody,
     WrongLength,
 )
+from worker.eviction import NamespaceFull
 from worker.logs import request_id
 from worker.store import DamagedData, UnknownDataset, UnknownGraph
 from worker.tracks import TIMEOUT, EpochBackwards, NotAHyperparameter, UnknownTrack
@@ -357,6 +358,17 @@ PROBLEMS: Mapping[type[Exception], Problem] = {
         fix="Start a worker with `pcct work`, or wait: the first start on a machine compiles for a minute or two.",
         example="no worker is running, so nothing that is queued is built; start one with `pcct work`",
         retry_after_s=2,
+    ),
+    NamespaceFull: Problem(
+        HTTPStatus.INSUFFICIENT_STORAGE,
+        "namespace-full",
+        "The namespace is full",
+        cause="What is to be kept does not fit into `PCCT_NAMESPACE_BYTES` beside what tracks and running jobs need; all else "
+        "would be evicted.",
+        fix="Delete tracks that are not followed any more, wait for jobs, or send fewer points. Operators: raise "
+        "`PCCT_NAMESPACE_BYTES`.",
+        example="16000 bytes do not fit: this namespace may hold 20000 bytes, of which 8000 are in use by tracks and running "
+        "jobs; delete tracks or wait for jobs, send fewer points, or have PCCT_NAMESPACE_BYTES raised",
     ),
     RedisConnectionError: _STORE_AWAY,
     RedisTimeoutError: _STORE_AWAY,

@@ -73,6 +73,26 @@ class Keys:
         """Stream: the latest events of a track."""
         return f"{self._base}:track:{id}:events"
 
+    @property
+    def recent(self) -> str:
+        """Sorted set: what may be evicted, by when it was last used."""
+        return f"{self._base}:recent"
+
+    @property
+    def sizes(self) -> str:
+        """Hash: bytes of what may be evicted."""
+        return f"{self._base}:sizes"
+
+    @property
+    def tracks(self) -> str:
+        """Set: ids of all tracks."""
+        return f"{self._base}:tracks"
+
+    @property
+    def jobs(self) -> str:
+        """Set: ids of graphs that were queued and not published since."""
+        return f"{self._base}:jobs"
+
     @staticmethod
     def staging(token: str) -> str:
         """Hash: chunks on their way in; expires by itself."""

@@ -61,7 +61,8 @@ STALENESS = Histogram(
 BUILDS = Counter("pcct_builds", "Builds by kind of graph and how they ended", ("kind", "outcome"))
 PHASE_S = Counter("pcct_build_phase_seconds", "Seconds of published builds by kind and phase", ("kind", "phase"))
 KIND_S = Histogram("pcct_build_seconds", "From a job's start to its published graph", _SECONDS, ("kind",))
-COUNTERS = (DECISIONS, ERRORS, BUILDS, PHASE_S)
+EVICTIONS = Counter("pcct_evictions", "What was removed to make room in its namespace, by kind", ("kind",))
+COUNTERS = (DECISIONS, ERRORS, BUILDS, PHASE_S, EVICTIONS)
 HISTOGRAMS = (QUEUE_WAIT_S, BUILD_S, STALENESS, KIND_S)
 
 

@@ -28,6 +28,7 @@ from redis.exceptions import TimeoutError as StoreTimeoutError
 from pcct_core.errors import Cancelled, InvalidPoints, InvalidSpec, NotPositiveDefinite
 from pcct_core.lookup import GateLookup
 from pcct_core.spec import MAX_PAIRS, GraphSpec, Residual
+from worker.eviction import NamespaceFull
 from worker.metrics import observe_build
 from worker.query import QueryAnswer, QuerySpec, TreeCache, Wish, answer_query, metric_references, wish_from_json
 from worker.settings import ENTRY_BYTES, WorkerSettings
@@ -359,6 +360,8 @@ def describe_error(error: BaseException) -> dict[str, Any]:
         return {"type": "not-positive-definite", "title": title, "detail": str(error)}
     if isinstance(error, UnknownDataset | DamagedData):
         return {"type": "unknown-dataset", "title": "The dataset is gone", "detail": str(error)}
+    if isinstance(error, NamespaceFull):
+        return {"type": "namespace-full", "title": "The namespace is full", "detail": str(error)}
     if isinstance(error, MemoryError):
         detail = "the worker ran out of memory; use fewer points or a smaller k, or give the worker more"
         return {"type": "out-of-memory", "title": "The build needs more memory", "detail": detail}

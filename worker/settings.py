@@ -71,6 +71,12 @@ class SharedSettings(BaseSettings):
     store_timeout_s: float = Field(
         default=5.0, gt=0, description="Longest wait for one answer of the store, seconds. Default: 5."
     )
+    namespace_bytes: int | None = Field(
+        default=None,
+        ge=1,
+        description="Most bytes of datasets and graphs that one namespace keeps; beyond, those used longest ago go. "
+        "Default: any number.",
+    )
     staging_ttl_s: int = Field(
         default=600, ge=10, description="How long an abandoned upload stays in the store, seconds. Default: 600."
     )

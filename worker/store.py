@@ -24,6 +24,7 @@ from typing import Any, Literal, NamedTuple, Self, TypeAlias, cast
 import numpy as np
 from numpy.typing import NDArray
 from redis.asyncio import Redis
+from redis.asyncio.client import Pipeline
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 from redis.commands.core import AsyncScript
@@ -32,6 +33,7 @@ from redis.exceptions import RedisError
 
 from pcct_core.errors import PcctError
 from pcct_core.spec import GraphSpec
+from worker.eviction import EVICT, make_room, member_of
 from worker.keys import Keys
 from worker.query import Wish
 from worker.settings import SharedSettings
@@ -180,8 +182,8 @@ def open_redis(settings: SharedSettings) -> Redis:
     return client
 
 
-# A dataset exists when its description and all its chunks do. KEYS: description, points, staged.
-# ARGV: chunk count, then field, value, … of the description. → 1 when created, 0 when it was there.
+# A dataset exists when its description and all its chunks do. KEYS: description, points, staged,
+# recent, sizes. ARGV: chunk count, its name there, bytes, then field, value, … of the description. → 1 when created, 0 when it was there.
 _COMMIT = """
 if redis.call('EXISTS', KEYS[1]) == 1 and redis.call('HLEN', KEYS[2]) == tonumber(ARGV[1]) then
     redis.call('UNLINK', KEYS[3])
@@ -190,15 +192,18 @@ end
 if redis.call('HLEN', KEYS[3]) ~= tonumber(ARGV[1]) then
     return redis.error_reply('the staged upload has expired')
 end
+local now = redis.call('TIME')
+redis.call('ZADD', KEYS[4], tonumber(now[1]) + tonumber(now[2]) / 1e6, ARGV[2])
+redis.call('HSET', KEYS[5], ARGV[2], ARGV[3])
 redis.call('RENAME', KEYS[3], KEYS[2])
 redis.call('PERSIST', KEYS[2])
 redis.call('DEL', KEYS[1])
-redis.call('HSET', KEYS[1], unpack(ARGV, 2))
+redis.call('HSET', KEYS[1], unpack(ARGV, 4))
 return 1
 """
 
-# KEYS: graph, arrays, dataset description. ARGV: graph id, dataset id, spec, new request token, stale seconds,
-# channel, origin. → -1 no such dataset, 1 a job must be queued, 0 nothing to do.
+# KEYS: graph, arrays, dataset description, recent, jobs. ARGV: graph id, dataset id, spec, new request token, stale
+# seconds, channel, origin, the dataset's name in recent. → -1 no such dataset, 1 a job must be queued, 0 nothing to do.
 # A graph that is still queued answers 1 as well: a job key runs once, and asking again heals a submit that was lost.
 _REQUEST = """
 local now = redis.call('TIME')
@@ -209,6 +214,7 @@ if state == 'ready' and redis.call('HLEN', KEYS[2]) == tonumber(redis.call('HGET
 end
 local running = state == 'running' and now - tonumber(redis.call('HGET', KEYS[1], 'updated_s')) < tonumber(ARGV[5])
 if running or state == 'queued' then
+    redis.call('SADD', KEYS[5], ARGV[1])
     if redis.call('HEXISTS', KEYS[1], 'track') == 1 then
         redis.call('HSET', KEYS[1], 'shared', 1)
     end
@@ -219,6 +225,8 @@ if redis.call('EXISTS', KEYS[3]) == 0 then
 end
 redis.call('UNLINK', KEYS[2])
 redis.call('DEL', KEYS[1])
+redis.call('SADD', KEYS[5], ARGV[1])
+redis.call('ZADD', KEYS[4], 'XX', now, ARGV[8])
 redis.call('HSET', KEYS[1], 'dataset', ARGV[2], 'spec', ARGV[3], 'state', 'queued', 'request', ARGV[4],
     'attempts', 0, 'created_s', string.format('%.6f', now), 'updated_s', string.format('%.6f', now),
     'origin', ARGV[7])
@@ -328,7 +336,7 @@ end
 return 1
 """
 
-# KEYS: graph, arrays, staged. ARGV: graph id, attempt, channel, then field, value, … of the record. → 1 or 0.
+# KEYS: graph, arrays, staged, recent, sizes, jobs. ARGV: graph id, attempt, channel, its name in recent, bytes, then field, value, … of the record. → 1 or 0.
 _PUBLISH = """
 if redis.call('HGET', KEYS[1], 'attempt') ~= ARGV[2] then
     redis.call('UNLINK', KEYS[3])
@@ -343,7 +351,10 @@ redis.call('RENAME', KEYS[3], KEYS[2])
 redis.call('PERSIST', KEYS[2])
 redis.call('HDEL', KEYS[1], 'attempt', 'progress', 'error', 'track', 'shared')
 redis.call('HSET', KEYS[1], 'state', 'ready', 'updated_s',
-    string.format('%.6f', tonumber(now[1]) + tonumber(now[2]) / 1e6), unpack(ARGV, 4))
+    string.format('%.6f', tonumber(now[1]) + tonumber(now[2]) / 1e6), unpack(ARGV, 6))
+redis.call('ZADD', KEYS[4], tonumber(now[1]) + tonumber(now[2]) / 1e6, ARGV[4])
+redis.call('HSET', KEYS[5], ARGV[4], ARGV[5])
+redis.call('SREM', KEYS[6], ARGV[1])
 redis.call('PUBLISH', ARGV[3], ARGV[1])
 return 1
 """
@@ -413,6 +424,7 @@ _SCRIPTS = {
     "end": _END,
     "cancel": _CANCEL,
     "damaged": _DAMAGED,
+    "evict": EVICT,
 }
 
 
@@ -423,12 +435,19 @@ class Store:
     """
 
     def __init__(
-        self, redis: Redis, *, chunk_bytes: int = 1 << 20, staging_ttl_s: int = 600, stale_run_s: float = 60.0
+        self,
+        redis: Redis,
+        *,
+        chunk_bytes: int = 1 << 20,
+        staging_ttl_s: int = 600,
+        stale_run_s: float = 60.0,
+        namespace_bytes: int | None = None,
     ) -> None:
         self._redis = redis
         self._chunk_bytes = chunk_bytes
         self.staging_ttl_s = staging_ttl_s
         self._stale_run_s = stale_run_s
+        self._namespace_bytes = namespace_bytes
         self._scripts: dict[str, AsyncScript] = {name: redis.register_script(text) for name, text in _SCRIPTS.items()}
         self._watch = _Watch(redis)
         self._keys = Keys()
@@ -441,6 +460,7 @@ class Store:
             chunk_bytes=settings.chunk_bytes,
             staging_ttl_s=settings.staging_ttl_s,
             stale_run_s=settings.stale_run_s,
+            namespace_bytes=settings.namespace_bytes,
         )
 
     def within(self, namespace: str) -> Store:
@@ -468,6 +488,11 @@ class Store:
         """Return a context whose event is set whenever the graph or track changes, or a change may have been missed."""
         return self._watch.listen(self._keys.changes, id)
 
+    async def make_room(self, size: int) -> None:
+        """See that `size` more bytes fit into the namespace's budget; raises NamespaceFull when they cannot."""
+        if self._namespace_bytes is not None:
+            await make_room(self, size, self._namespace_bytes)
+
     async def aclose(self) -> None:
         """Stop listening and close the connections."""
         await self._watch.aclose()
@@ -486,7 +511,7 @@ class Store:
 
     async def dataset(self, id: str) -> Dataset | None:
         """Return the dataset, or None when it is not there."""
-        fields = await self._fields(self._keys.dataset(id))
+        fields = await self._used_fields(self._keys.dataset(id), member_of("dataset", id))
         if not fields:
             return None
         return Dataset(
@@ -532,9 +557,10 @@ class Store:
 
     async def delete_dataset(self, id: str) -> bool:
         """Remove a dataset; graphs already made from it stay. Return False when it was not there."""
-        removed = await cast(
-            Any, self._redis.unlink(self._keys.dataset(id), self._keys.points(id), self._keys.profiles(id))
-        )
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.unlink(self._keys.dataset(id), self._keys.points(id), self._keys.profiles(id))
+            self._uncount(pipe, member_of("dataset", id))
+            removed = (await pipe.execute())[0]
         return bool(removed)
 
     async def profile(self, dataset: str, kernel: str, k: int) -> dict[str, Any] | None:
@@ -547,7 +573,7 @@ class Store:
 
         It stays as long as the dataset, so that the same specification keeps giving the same bytes.
         """
-        kept = await self._run(
+        kept = await self.run_script(
             "profile", [self._keys.dataset(dataset), self._keys.profiles(dataset)], [f"{kernel}:{k}", _dump(profile)]
         )
         return kept == 1
@@ -556,7 +582,7 @@ class Store:
 
     async def graph(self, id: str) -> GraphRecord | None:
         """Return the record of a graph, or None when nobody asked for it."""
-        fields = await self._fields(self._keys.graph(id))
+        fields = await self._used_fields(self._keys.graph(id), member_of("graph", id))
         return _record(self.namespace, id, fields) if fields else None
 
     async def request_graph(self, dataset_id: str, spec: Wish) -> tuple[GraphRecord, bool]:
@@ -566,9 +592,12 @@ class Store:
         (submitting twice is harmless). Raises UnknownDataset.
         """
         id = graph_id(dataset_id, spec)
-        answer = await self._run(
+        answer = await self.run_script(
             "request",
-            [self._keys.graph(id), self._keys.arrays(id), self._keys.dataset(dataset_id)],
+            [
+                *(self._keys.graph(id), self._keys.arrays(id), self._keys.dataset(dataset_id)),
+                *(self._keys.recent, self._keys.jobs),
+            ],
             [
                 id,
                 dataset_id,
@@ -577,6 +606,7 @@ class Store:
                 self._stale_run_s,
                 self._keys.changes,
                 origin(),
+                member_of("dataset", dataset_id),
             ],
         )
         if answer < 0:
@@ -614,7 +644,7 @@ class Store:
         Not wanted: deleted, cancelled, asked for anew since, done, or tried max_attempts times; the latter turns the
         graph into "failed" with the error `exhausted`. An attempt that was running before no longer counts.
         """
-        answer = await self._run(
+        answer = await self.run_script(
             "start",
             [self._keys.graph(id)],
             [id, request, attempt, max_attempts, _dump(exhausted), self._keys.changes],
@@ -637,7 +667,7 @@ class Store:
         Raises UnknownDataset.
         """
         id, attempt = graph_id(dataset_id, spec), secrets.token_hex(8)
-        answer = await self._run(
+        answer = await self.run_script(
             "claim",
             [self._keys.graph(id), self._keys.arrays(id), self._keys.dataset(dataset_id), self._keys.track(track)],
             [
@@ -657,13 +687,13 @@ class Store:
         Returns the record to `Queue.submit` for those others, None when there are none.
         """
         keys = [self._keys.graph(id), self._keys.track(track)]
-        answer = await self._run("drop", keys, [id, track, self._keys.changes, int(overtaken)])
+        answer = await self.run_script("drop", keys, [id, track, self._keys.changes, int(overtaken)])
         return await self.graph(id) if answer == 2 else None
 
     async def set_progress(self, id: str, attempt: str, progress: Mapping[str, Any] | None) -> bool:
         """Record progress (None: only that the attempt is alive). Return False when the attempt should stop."""
         text = "" if progress is None else _dump(progress)
-        return bool(await self._run("progress", [self._keys.graph(id)], [attempt, text]))
+        return bool(await self.run_script("progress", [self._keys.graph(id)], [attempt, text]))
 
     async def publish_graph(
         self,
@@ -687,10 +717,13 @@ class Store:
                 "certificate": _dump(certificate),
                 "telemetry": _dump(telemetry),
             }
-            answer = await self._run(
+            size = sum(array.nbytes for array in arrays.values())
+            await self.make_room(size)
+            keys = self._keys
+            answer = await self.run_script(
                 "publish",
-                [self._keys.graph(id), self._keys.arrays(id), staging.key],
-                [id, attempt, self._keys.changes, *_flat(fields)],
+                [keys.graph(id), keys.arrays(id), staging.key, keys.recent, keys.sizes, keys.jobs],
+                [id, attempt, keys.changes, member_of("graph", id), size, *_flat(fields)],
             )
         except BaseException:
             await asyncio.shield(staging.remove())
@@ -700,23 +733,29 @@ class Store:
     async def fail_graph(self, id: str, attempt: str, error: Mapping[str, Any]) -> bool:
         """End the attempt with an error {"type", "title", "detail", …}; return False when it no longer counts."""
         return bool(
-            await self._run("end", [self._keys.graph(id)], [id, attempt, self._keys.changes, "failed", _dump(error)])
+            await self.run_script(
+                "end", [self._keys.graph(id)], [id, attempt, self._keys.changes, "failed", _dump(error)]
+            )
         )
 
     async def hand_back(self, id: str, attempt: str) -> bool:
         """Turn a running attempt back into a queued job, free of charge; return False when it no longer counts."""
-        return bool(await self._run("end", [self._keys.graph(id)], [id, attempt, self._keys.changes, "queued", ""]))
+        return bool(
+            await self.run_script("end", [self._keys.graph(id)], [id, attempt, self._keys.changes, "queued", ""])
+        )
 
     async def cancel_graph(self, id: str) -> bool:
         """Cancel a queued or running graph; its worker stops within about 100 ms. Return False when it was neither."""
-        return bool(await self._run("cancel", [self._keys.graph(id)], [id, self._keys.changes]))
+        return bool(await self.run_script("cancel", [self._keys.graph(id)], [id, self._keys.changes]))
 
     async def forget_graph(self, id: str) -> bool:
         """Cancel and remove a graph with its arrays; return False when there was none."""
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.unlink(self._keys.graph(id), self._keys.arrays(id))
             pipe.publish(self._keys.changes, id)
-            removed, _ = await pipe.execute()
+            pipe.srem(self._keys.jobs, id)
+            self._uncount(pipe, member_of("graph", id))
+            removed = (await pipe.execute())[0]
         return bool(removed)
 
     async def is_intact(self, id: str) -> bool:
@@ -803,7 +842,20 @@ class Store:
         raw = await cast(Any, self._redis.hgetall(key))
         return {name.decode(): value.decode() for name, value in raw.items()}
 
-    async def _run(self, script: str, keys: list[str], args: list[Any]) -> int:
+    async def _used_fields(self, key: str, member: str) -> dict[str, str]:
+        """Return the fields of a dataset or graph, which counts as used now."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            pipe.hgetall(key)
+            pipe.zadd(self._keys.recent, {member: time.time()}, xx=True)
+            raw, _ = await pipe.execute()
+        return {name.decode(): value.decode() for name, value in raw.items()}
+
+    def _uncount(self, pipe: Pipeline, member: str) -> None:
+        pipe.zrem(self._keys.recent, member)
+        pipe.hdel(self._keys.sizes, member)
+
+    async def run_script(self, script: str, keys: list[str], args: list[Any]) -> int:
+        """Run one of the scripts of this module by its name."""
         return int(await self._scripts[script](keys=keys, args=args))
 
     async def _chunks(self, key: str, names: list[str]) -> AsyncGenerator[bytes | None, None]:
@@ -839,7 +891,7 @@ class Store:
     async def _drop_damaged(self, id: str, name: str) -> DamagedData:
         message = f"the stored {name} of graph {id} are damaged and were removed; ask for the graph again"
         error = {"type": "damaged-graph", "title": "The stored graph was damaged", "detail": message}
-        await self._run(
+        await self.run_script(
             "damaged", [self._keys.graph(id), self._keys.arrays(id)], [id, self._keys.changes, _dump(error)]
         )
         return DamagedData(message)
@@ -909,8 +961,12 @@ class Upload:
             "chunk_bytes": str(self._store._chunk_bytes),
         }
         keys = self._store.keys
-        created = await self._store._run(
-            "commit", [keys.dataset(id), keys.points(id), self._staging.key], [self._staging.count, *_flat(fields)]
+        if await self._store.dataset(id) is None:
+            await self._store.make_room(size)
+        created = await self._store.run_script(
+            "commit",
+            [keys.dataset(id), keys.points(id), self._staging.key, keys.recent, keys.sizes],
+            [self._staging.count, member_of("dataset", id), size, *_flat(fields)],
         )
         self._committed = True
         return dataset, bool(created)

@@ -324,7 +324,8 @@ def merge_metric(track: Mapping[str, Any], given: object) -> Metric:
 
 # Scripts name the answers that several of them give alike: -3 there is no such track, -4 the epoch is before one seen.
 
-# Requests the next version, of a new track too. KEYS: track, events, dataset description, graph, arrays, metrics.
+# Requests the next version, of a new track too. KEYS: track, events, dataset description, graph, arrays, metrics,
+# tracks.
 # ARGV: track id, channel, revision that the decision was made on, epoch, version, graph, metric, token of a new driver,
 # event schedule, event skip_cached, event swap, counter of a scheduled one, counter of a ready one, events kept, request id;
 # then field, value, … of a new track. → the driver whose job must be queued, '' when it was published at once because its graph
@@ -351,6 +352,7 @@ if not ready and redis.call('EXISTS', KEYS[3]) == 0 then
 end
 if #ARGV > 15 then
     redis.call('HSET', KEYS[1], 'created_s', now, unpack(ARGV, 16))
+    redis.call('SADD', KEYS[7], ARGV[1])
 end
 redis.call('HSET', KEYS[1], 'requested', ARGV[5], 'requested_graph', ARGV[6], 'requested_metric', ARGV[7],
     'requested_epoch', ARGV[4], 'requested_s', now, 'seen_epoch', ARGV[4], 'origin', ARGV[15],
@@ -494,10 +496,11 @@ redis.call('HSET', KEYS[1], 'driver', ARGV[2], 'delivery', '')
 return 1
 """
 
-# KEYS: track, events. ARGV: track id, channel. → the graph that was begun last, or '', or nothing: no such track.
+# KEYS: track, events, tracks. ARGV: track id, channel. → the graph that was begun last, or '', or nothing: no such track.
 _DELETE = """
 local building = redis.call('HGET', KEYS[1], 'building')
 redis.call('DEL', KEYS[1], KEYS[2])
+redis.call('SREM', KEYS[3], ARGV[1])
 redis.call('PUBLISH', ARGV[2], ARGV[1])
 return building
 """
@@ -656,7 +659,7 @@ class Tracks:
         A build that somebody else has asked for meanwhile starts again from the queue of graphs.
         """
         building = await self._run(
-            "delete", [self._keys.track(id), self._keys.track_events(id)], [id, self._keys.changes]
+            "delete", [self._keys.track(id), self._keys.track_events(id), self._keys.tracks], [id, self._keys.changes]
         )
         if building:
             await self.drop_build(id, building.decode())
@@ -770,7 +773,7 @@ class Tracks:
             "schedule",
             [
                 *(self._keys.track(wish.track), self._keys.track_events(wish.track), self._keys.dataset(wish.dataset)),
-                *(self._keys.graph(graph), self._keys.arrays(graph), Keys.metrics),
+                *(self._keys.graph(graph), self._keys.arrays(graph), Keys.metrics, self._keys.tracks),
             ],
             [
                 *(wish.track, self._keys.changes, wish.revision, wish.epoch, wish.version, graph),

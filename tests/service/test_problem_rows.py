@@ -35,6 +35,7 @@ from service.wire import (
     UnsupportedBody,
     WrongLength,
 )
+from worker.eviction import NamespaceFull
 from worker.store import DamagedData, Store, UnknownDataset, UnknownGraph
 from worker.tracks import EpochBackwards, NotAHyperparameter, UnknownTrack
 
@@ -97,6 +98,12 @@ async def _(stage: Stage) -> httpx.Response:
     while answer.status_code == 404:  # until two fall into one second
         answer = await service.client.get(f"/v1/datasets/{NOBODY}")
     return answer
+
+
+@provokes(NamespaceFull)
+async def _(stage: Stage) -> httpx.Response:
+    service = await stage.service(namespace_bytes=100, worker=False)
+    return await service.client.post("/v1/datasets", json=POINTS.tolist())
 
 
 @pytest.fixture
