@@ -182,8 +182,9 @@ def open_redis(settings: SharedSettings) -> Redis:
     return client
 
 
-# A dataset exists when its description and all its chunks do. KEYS: description, points, staged,
-# recent, sizes. ARGV: chunk count, its name there, bytes, then field, value, … of the description. → 1 when created, 0 when it was there.
+# A dataset exists when its description and all its chunks do. KEYS: description, points, staged, recent, sizes.
+# ARGV: chunk count, its name in recent, bytes, then field, value, … of the description.
+# → 1 when created, 0 when it was there.
 _COMMIT = """
 if redis.call('EXISTS', KEYS[1]) == 1 and redis.call('HLEN', KEYS[2]) == tonumber(ARGV[1]) then
     redis.call('UNLINK', KEYS[3])
@@ -336,7 +337,8 @@ end
 return 1
 """
 
-# KEYS: graph, arrays, staged, recent, sizes, jobs. ARGV: graph id, attempt, channel, its name in recent, bytes, then field, value, … of the record. → 1 or 0.
+# KEYS: graph, arrays, staged, recent, sizes, jobs. ARGV: graph id, attempt, channel, its name in recent, bytes, then field,
+# value, … of the record. → 1 or 0.
 _PUBLISH = """
 if redis.call('HGET', KEYS[1], 'attempt') ~= ARGV[2] then
     redis.call('UNLINK', KEYS[3])
