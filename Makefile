@@ -27,7 +27,7 @@ integration: setup
 
 # The compose file for real: says so, and is skipped, where no container engine answers.
 compose-test: setup
-	$(BIN)/python -m pytest -m compose -rs -s tests/deploy
+	$(BIN)/python -m pytest -m compose -vv -rs -s tests/deploy
 
 # Example: make bench ARGS="--case knn-d3-32k". The rivals are installed on the first call only.
 bench: $(VENV)/.installed-bench
