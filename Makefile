@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check setup bench integration compose-test clean
+.PHONY: demo test check setup bench docs integration compose-test clean
 .DEFAULT_GOAL := demo
 
 $(VENV)/.installed: pyproject.toml
@@ -36,6 +36,11 @@ bench: $(VENV)/.installed-bench
 $(VENV)/.installed-bench: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
 	@touch $@
+
+# The site in build/site; a warning is an error. NO_MKDOCS_2_WARNING leaves out what Material says of other projects.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "to read it: $(BIN)/python -m http.server -b 127.0.0.1 -d build/site"
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -98,7 +98,9 @@ def check_settings(faults: list[str]) -> Iterator[Finding]:
         yield Finding("problem", "settings", fault, "change or unset it; defaults are used below")
     unknown = unknown_variables()
     if unknown:
-        yield Finding("warning", "settings", f"nothing reads {', '.join(unknown)}", "correct the name; see README.md")
+        yield Finding(
+            "warning", "settings", f"nothing reads {', '.join(unknown)}", "correct the name; deploy/README.md lists all"
+        )
     if not faults and not unknown:
         yield Finding("ok", "settings", "every PCCT_ variable that is set can be read")
 

@@ -149,7 +149,7 @@ PROBLEMS: Mapping[type[Exception], Problem] = {
         "invalid-spec",
         "The specification cannot be met",
         cause="A field of the specification is unknown or out of range, or does not fit these points.",
-        fix="Change the field that `field` names as `detail` says; the README lists all fields.",
+        fix="Change the field that `field` names as `detail` says; docs/reference/specification.md lists all fields.",
         example="k is 30, this service allows k ≤ 20",
     ),
     InvalidParameter: Problem(

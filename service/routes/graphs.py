@@ -37,7 +37,7 @@ _RETRY_AFTER_S = "1"
 
 
 class GraphRequest(BaseModel):
-    """What `POST /v1/graphs` takes. spec: see the README; everything in it but `k` has a default."""
+    """What `POST /v1/graphs` takes. spec: see docs/reference/specification.md; everything in it but `k` has a default."""
 
     model_config = ConfigDict(extra="forbid")
 

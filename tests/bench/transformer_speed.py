@@ -3,7 +3,7 @@
     .venv/bin/python tests/bench/transformer_speed.py [--points 32768] [--repeats 3]
 
 Uniform points in 3 and 8 dimensions, both in this process, the best of so many repeats in turn. Prints the rows of the table in
-docs/scikit_learn.md, after it has seen that both graphs are the same.
+docs/howto/scikit-learn.md, after it has seen that both graphs are the same.
 """
 
 from __future__ import annotations

@@ -110,7 +110,7 @@ def test_scikit_learn_unrolls_the_roll_and_finds_the_towns(run):
 
 
 def test_the_page_about_scikit_learn_runs():
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/scikit_learn.md").read_text(), re.DOTALL)
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/howto/scikit-learn.md").read_text(), re.DOTALL)
     names: dict[str, object] = {}
     exec(code, names)
     assert np.shape(names["unrolled"]) == (1000, 2)
