@@ -206,12 +206,12 @@ class Up:
     until = staticmethod(until)
     is_alive = staticmethod(is_alive)
 
-    def __init__(self, data_dir: Path, *arguments: str, port: int = 0) -> None:
+    def __init__(self, data_dir: Path, *arguments: str, port: int = 0, stderr: int | None = subprocess.PIPE) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "service.cli", "up", "--port", str(port), "--data-dir", str(data_dir), *arguments],
             env={name: value for name, value in os.environ.items() if not name.startswith("PCCT_")},
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=stderr,
             text=True,
         )
 
@@ -238,8 +238,8 @@ def starting() -> Iterator[Callable[..., Up]]:
     """Start `pcct up`; whatever still runs at the end is killed, children included."""
     started: list[Up] = []
 
-    def start(data_dir: Path, *arguments: str, port: int = 0) -> Up:
-        started.append(Up(data_dir, *arguments, port=port))
+    def start(data_dir: Path, *arguments: str, port: int = 0, stderr: int | None = subprocess.PIPE) -> Up:
+        started.append(Up(data_dir, *arguments, port=port, stderr=stderr))
         return started[-1]
 
     yield start
@@ -288,7 +288,8 @@ def run_processes(directory: Path) -> Iterator[str]:
 def service_url(start_up_once: Callable[..., Up], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a service that is ready, chosen by PCCT_TEST_TARGET; the tests of a file share it."""
     if TARGET == "embedded":
-        with start_up_once(tmp_path_factory.mktemp("data")).wait_ready() as client:
+        # A pipe that nobody reads would stop the service once its log has filled it.
+        with start_up_once(tmp_path_factory.mktemp("data"), stderr=None).wait_ready() as client:
             yield str(client.base_url)
     elif TARGET == "processes":
         with run_processes(tmp_path_factory.mktemp("store")) as url:

@@ -20,10 +20,9 @@ URL = "http://127.0.0.1:8000"
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]  # the first fit on a machine compiles its likelihood
 
 
-@pytest.fixture(scope="module")
-def url(start_up_once, tmp_path_factory):
-    with start_up_once(tmp_path_factory.mktemp("data")).wait_ready() as client:
-        yield str(client.base_url).rstrip("/")
+@pytest.fixture
+def url(service_url):
+    return service_url.rstrip("/")
 
 
 @pytest.fixture
