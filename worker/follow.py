@@ -23,7 +23,8 @@ import structlog
 from redis.exceptions import RedisError
 
 from pcct_core.spec import GraphSpec
-from worker.run import Runner, describe_error, exhausted, patiently
+from worker.patience import patiently
+from worker.run import Runner, describe_error, exhausted
 from worker.store import Claim, GraphRecord, Store
 from worker.traces import for_origin
 from worker.tracks import TIMEOUT, Pending, TrackRecord, Tracks, UnknownTrack

@@ -94,6 +94,31 @@ class Keys:
         return f"{self._base}:jobs"
 
     @staticmethod
+    def queued(queue: str) -> str:
+        """Sorted set: the jobs of a queue that wait or run, by when they were queued."""
+        return f"pcct:turns:{queue}:queued"
+
+    @staticmethod
+    def waiting(queue: str) -> str:
+        """Sorted set: the jobs of a queue that wait, by their turn."""
+        return f"pcct:turns:{queue}:waiting"
+
+    @staticmethod
+    def tags(queue: str) -> str:
+        """Hash: the last turn that was given out, by namespace; under "" the last one served."""
+        return f"pcct:turns:{queue}:tags"
+
+    @staticmethod
+    def shares(queue: str) -> str:
+        """Hash: how many jobs of a queue wait or run, by namespace."""
+        return f"pcct:turns:{queue}:shares"
+
+    @staticmethod
+    def taken(queue: str) -> str:
+        """Hash: the job of each ticket that a worker holds."""
+        return f"pcct:turns:{queue}:taken"
+
+    @staticmethod
     def staging(token: str) -> str:
         """Hash: chunks on their way in; expires by itself."""
         return f"pcct:staging:{token}"

@@ -21,15 +21,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import structlog
 from numpy.typing import NDArray
-from redis.exceptions import ConnectionError as StoreConnectionError
 from redis.exceptions import RedisError
-from redis.exceptions import TimeoutError as StoreTimeoutError
 
 from pcct_core.errors import Cancelled, InvalidPoints, InvalidSpec, NotPositiveDefinite
 from pcct_core.lookup import GateLookup
 from pcct_core.spec import MAX_PAIRS, GraphSpec, Residual
 from worker.eviction import NamespaceFull
 from worker.metrics import observe_build
+from worker.patience import patiently
 from worker.query import QueryAnswer, QuerySpec, TreeCache, Wish, answer_query, metric_references, wish_from_json
 from worker.settings import ENTRY_BYTES, WorkerSettings
 from worker.store import DamagedData, GraphRecord, Store, UnknownDataset
@@ -44,9 +43,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Notice: TypeAlias = Callable[[Mapping[str, Any]], Awaitable[None]]
 
-_AWAY = (StoreConnectionError, StoreTimeoutError)
 _LOOK_S = 0.1  # how often a running job reports, and learns that it should stop
-_AWAY_PAUSE_S = 0.3
 
 _log = structlog.stdlib.get_logger("pcct.worker")
 
@@ -270,20 +267,6 @@ class Runner:
 
     async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
         return await patiently(call, self.stopping)
-
-
-async def patiently(call: Callable[[], Awaitable[T]], stopping: asyncio.Event) -> T:
-    """Await call(), again and again while the store is away.
-
-    A stopping worker does not wait: CancelledError leaves the job with the queue, which redelivers it.
-    """
-    while True:
-        try:
-            return await call()
-        except _AWAY as error:
-            if stopping.is_set():
-                raise asyncio.CancelledError from error
-            await asyncio.sleep(_AWAY_PAUSE_S)
 
 
 class _End(NamedTuple):
