@@ -90,11 +90,17 @@ class Bar:
 
 @dataclass
 class Up:
-    """A running `pcct up`. api: process id of its API."""
+    """A running `pcct up`. api: process id of its API. key: what its callers need, "" where they need none."""
 
     host: str
     port: int
     api: int
+    key: str = ""
+
+    @property
+    def proof(self) -> dict[str, str]:
+        """The header that carries the key, none without one."""
+        return {"Authorization": f"Bearer {self.key}"} if self.key else {}
 
     def connect(self) -> socket.socket:
         """Return a new connection."""
@@ -105,7 +111,7 @@ class Up:
     def ask(self, method: str, path: str, body: bytes | memoryview = b"", **headers: str) -> Answer:
         """Send one request on a connection of its own, return its answer with its body thrown away but small ones."""
         with self.connect() as connection:
-            return exchange(connection, method, path, body, **headers)
+            return exchange(connection, method, path, body, **self.proof, **headers)
 
     def ask_json(self, method: str, path: str, body: Any = None, **headers: str) -> Any:
         """Send JSON, return the parsed answer; raises when it is an error."""
@@ -155,10 +161,10 @@ def exchange(
 
 
 @contextmanager
-def running_service() -> Iterator[Up]:
-    """Start `pcct up` on a free port with a store of its own, yield it when it is ready, stop it."""
+def running_service(keys: bool = False) -> Iterator[Up]:
+    """Start `pcct up` on a free port with a store of its own, yield it when it is ready, stop it. keys: callers need one."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PCCT_")}
-    environment["PCCT_LOG_LEVEL"] = "error"
+    environment |= {"PCCT_LOG_LEVEL": "error", "PCCT_AUTH": "on" if keys else "off"}
     with tempfile.TemporaryDirectory() as directory:
         command = [sys.executable, "-m", "service.cli", "up", "--port", "0", "--data-dir", directory]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
@@ -168,10 +174,19 @@ def running_service() -> Iterator[Up]:
             url = urlsplit(next(lines).removeprefix("pcct ready at ").strip())
             assert url.hostname is not None
             assert url.port is not None
-            yield Up(url.hostname, url.port, find_api(process.pid))
+            key = make_key(directory, environment) if keys else ""
+            yield Up(url.hostname, url.port, find_api(process.pid), key)
         finally:
             process.send_signal(signal.SIGTERM)
             process.communicate()
+
+
+def make_key(directory: str, environment: dict[str, str]) -> str:
+    """Return the text of a new key for the service with this data directory."""
+    command = [sys.executable, "-m", "service.cli", "keys", "create", "--namespace", "bench"]
+    environment = environment | {"PCCT_DATA_DIR": directory}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    return done.stdout.strip()
 
 
 def find_api(parent: int) -> int:
@@ -278,10 +293,10 @@ def download_1m(sizes: Sizes) -> Measured:
     return Measured(max(grown.values()), runs_s, {"growth_mb": grown, "mb_per_s": speeds})
 
 
-def polls_304(sizes: Sizes) -> Measured:
+def polls_304(sizes: Sizes, keys: bool = False) -> Measured:
     """Poll a track that does not change, as training loops do, while the worker builds something long."""
     rng = np.random.default_rng(0)
-    with running_service() as up:
+    with running_service(keys) as up:
         dataset = json.loads(up.ask("POST", "/v1/datasets", points_body(rng.random((1_000, 2)))).body)["id"]
         wish = {"dataset": dataset, "spec": {"k": 5}}
         track = up.ask_json("POST", "/v1/tracks", wish, Prefer="wait=30")
@@ -289,7 +304,9 @@ def polls_304(sizes: Sizes) -> Measured:
         graph = up.ask_json("POST", "/v1/graphs", {"dataset": long, "spec": {"k": 30}})
         while graph["state"] == "queued":
             graph = up.ask_json("GET", f"/v1/graphs/{graph['id']}")
-        request = f'GET /v1/tracks/{track["id"]} HTTP/1.1\r\nHost: bench\r\nIf-None-Match: "1-0"\r\n\r\n'.encode()
+        fields = {"Host": "bench", "If-None-Match": '"1-0"', **up.proof}
+        head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+        request = f"GET /v1/tracks/{track['id']} HTTP/1.1\r\n{head}\r\n".encode()
         times_s = poll(up, request, sizes.polls_s)
         building = up.ask_json("GET", f"/v1/graphs/{graph['id']}")["state"] == "running"
         up.ask("DELETE", f"/v1/graphs/{graph['id']}")
@@ -302,6 +319,11 @@ def polls_304(sizes: Sizes) -> Measured:
         "building_at_the_end": building,
     }
     return Measured(len(times_s) / sizes.polls_s, [sizes.polls_s], notes, holds=p99_ms <= POLL_P99_MS)
+
+
+def polls_304_keyed(sizes: Sizes) -> Measured:
+    """Poll as `polls_304` does, with a key."""
+    return polls_304(sizes, keys=True)
 
 
 def poll(up: Up, request: bytes, seconds: float) -> list[float]:
@@ -384,6 +406,7 @@ CASES = {
     "upload_100mb": Bar(upload_100mb, "mb_per_s", 300.0, more_is_better=True),
     "download_1m": Bar(download_1m, "megabytes", 64.0),
     "polls_304": Bar(polls_304, "requests_per_s", 1500.0, more_is_better=True),
+    "polls_304_keyed": Bar(polls_304_keyed, "requests_per_s", 1500.0, more_is_better=True),
     "oneshot_32k": Bar(oneshot_32k, "cost", 2.5),
     "startup": Bar(startup, "seconds", 3.0),
 }
