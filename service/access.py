@@ -132,8 +132,14 @@ _SCHEMES: tuple[Any, ...] = (
 )
 
 
+async def admit_reader(request: Request) -> None:
+    """Admit a request that only reads, before its dependencies do, which then find it admitted; raises as `Access.admit`."""
+    await _enter(request, "read")
+
+
 async def _admit(request: Request) -> None:
-    await _enter(request, "read" if request.method in _READING else "write")
+    if not hasattr(request.state, "namespace"):
+        await _enter(request, "read" if request.method in _READING else "write")
 
 
 async def _admit_admin(request: Request) -> None:

@@ -238,7 +238,7 @@ class TrackRecord:
     @property
     def etag(self) -> str:
         """Changes whenever a version is published or fails; without quotes."""
-        return f"{self.version}-{self.failures}"
+        return _etag(self.version, self.failures)
 
     @property
     def pending(self) -> Pending | None:
@@ -574,6 +574,13 @@ class Tracks:
             raise UnknownTrack(id)
         return _record(id, {name.decode(): value.decode() for name, value in raw.items()})
 
+    async def etag(self, id: str) -> str:
+        """Return the etag of a track and nothing else, for polls; raises UnknownTrack."""
+        version, failures = await cast(Any, self._store.redis.hmget(self._keys.track(id), ("version", "failures")))
+        if version is None:
+            raise UnknownTrack(id)
+        return _etag(int(version), int(failures))
+
     async def refresh(
         self, id: str, metric: object = None, epoch: int | None = None, *, force: bool = False
     ) -> RefreshAnswer:
@@ -905,6 +912,10 @@ def _record(id: str, fields: Mapping[str, str]) -> TrackRecord:
         updated_s=float(fields["updated_s"]),
         origin=fields.get("origin", ""),
     )
+
+
+def _etag(version: int, failures: int) -> str:
+    return f"{version}-{failures}"
 
 
 def _event(id: str, text: bytes) -> TrackEvent:

@@ -333,6 +333,22 @@ class TestLimits:
                 assert [(await caller.call("GET", url)).status_code for _ in range(2)] == [404, 429]
             assert [(await service.client.get(url)).status_code for _ in range(2)] == [401, 429]
 
+    async def test_a_poll_counts_once_whether_or_not_there_is_something_new(self, start_service, clock):
+        async with start_service(worker=False, auth="on", rate_limit="3/minute") as service:
+            keys = ApiKeys(service.app.state.backend.store.redis)
+            writer, other, stranger = [
+                Caller(service, (await keys.create(space, "write"))[1]) for space in ("ours", "ours", "theirs")
+            ]
+            dataset = (await writer.call("POST", "/v1/datasets", json=POINTS.tolist())).json()["id"]
+            wish = {"dataset": dataset, "spec": SPEC}
+            url = (await writer.call("POST", "/v1/tracks", json=wish)).headers["location"]
+            tag = (await writer.call("GET", url)).headers["etag"]
+            polls = [await other.call("GET", url, headers={"If-None-Match": name}) for name in (tag, '"9-9"', tag, tag)]
+            assert [poll.status_code for poll in polls] == [304, 200, 304, 429]
+            polled = {"headers": {"If-None-Match": tag}}
+            assert (await stranger.call("GET", url, **polled)).status_code == 404
+            assert (await service.client.get(url, **polled)).status_code == 401
+
     def test_a_rate_that_cannot_be_read_is_refused(self):
         with pytest.raises(ValueError, match="100/second"):
             ServiceSettings(rate_limit="often")

@@ -263,6 +263,13 @@ async def test_read_track_answers_304_until_something_changes(idle):
     assert body["spec"]["metric"]["lengthscale"] == 0.6
 
 
+async def test_a_poll_of_no_track_is_a_problem(idle):
+    for name in (NOBODY, "nonsense"):
+        answer = await idle.client.get(f"/v1/tracks/{name}", headers={"If-None-Match": '"1-0"'})
+        assert answer.status_code == 404
+        assert answer.json()["type"] == "/problems/unknown-track"
+
+
 async def test_read_track_answers_304_in_one_round_trip_and_no_thread(idle, redis, monkeypatch):
     track = await track_of(idle)
     tag = (await track.get()).headers["etag"]
@@ -270,7 +277,7 @@ async def test_read_track_answers_304_in_one_round_trip_and_no_thread(idle, redi
     await redis.config_resetstat()
     assert (await track.get(If_None_Match=tag)).status_code == 304
     calls = {name: stat["calls"] for name, stat in (await redis.info("commandstats")).items()}
-    assert calls == {"cmdstat_hgetall": 1, "cmdstat_config|resetstat": 1}
+    assert calls == {"cmdstat_hmget": 1, "cmdstat_config|resetstat": 1}
 
 
 @pytest.mark.parametrize("event", ["publish", "fail"])
