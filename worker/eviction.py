@@ -7,6 +7,7 @@ made before something is kept, so a namespace is over its budget at most by what
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, cast
 
 from pcct_core.errors import PcctError
@@ -113,22 +114,24 @@ async def _pinned(store: Store) -> set[str]:
     """Return the names of what tracks and jobs need."""
     pinned: set[str] = set()
     fields = ("dataset", "template", "graph", "requested_graph", "building")
-    for dataset, template, *graphs in await _read(store, store.keys.tracks, store.keys.track, fields):
+    tracks = await cast(Any, store.redis.zrange(store.keys.tracks, 0, -1))
+    for dataset, template, *graphs in await _read(store, tracks, store.keys.track, fields):
         if dataset is not None and template is not None:
             references = GraphSpec.from_json(json.loads(template)).references()
             pinned |= {member_of("dataset", id) for id in (dataset.decode(), *references)}
             pinned |= {member_of("graph", id.decode()) for id in graphs if id}
-    for dataset, spec, state in await _read(store, store.keys.jobs, store.keys.graph, ("dataset", "spec", "state")):
+    jobs = await cast(Any, store.redis.smembers(store.keys.jobs))
+    for dataset, spec, state in await _read(store, jobs, store.keys.graph, ("dataset", "spec", "state")):
         if state in _AT_WORK and dataset is not None and spec is not None:
             references = wish_from_json(json.loads(spec)).references()
             pinned |= {member_of("dataset", id) for id in (dataset.decode(), *references)}
     return pinned
 
 
-async def _read(store: Store, ids: str, key: Any, fields: tuple[str, ...]) -> list[list[bytes | None]]:
-    """Return the fields of every record that a set lists."""
+async def _read(store: Store, ids: Iterable[bytes], key: Any, fields: tuple[str, ...]) -> list[list[bytes | None]]:
+    """Return the fields of every record that is listed."""
     async with store.redis.pipeline(transaction=False) as pipe:
-        for id in await cast(Any, store.redis.smembers(ids)):
+        for id in ids:
             pipe.hmget(key(id.decode()), *fields)
         return list(await pipe.execute())
 

@@ -34,6 +34,7 @@ class Keys:
     every_change = "pcct:ns:*:changes"  # a pattern of channels
     api_keys = "pcct:api-keys"
     metrics = "pcct:metrics"
+    tracked = "pcct:tracked"  # set: namespaces that have tracks
     workers = "pcct:workers"
 
     def __init__(self, namespace: str = DEFAULT_NAMESPACE) -> None:
@@ -85,8 +86,8 @@ class Keys:
 
     @property
     def tracks(self) -> str:
-        """Set: ids of all tracks."""
-        return f"{self._base}:tracks"
+        """Sorted set: ids of all tracks, by when they were last used."""
+        return f"{self._base}:track-uses"
 
     @property
     def jobs(self) -> str:

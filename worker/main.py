@@ -29,6 +29,7 @@ from worker.traces import start_traces, stop_traces
 from worker.tracks import Tracks
 
 _NOBODY = "0" * 64  # asks while warming up; no dataset has this id
+_SWEEP_S = 60.0
 _BEATS_TO_LIVE = 5  # a worker counts as gone after missing this many heartbeats
 
 _log = structlog.stdlib.get_logger("pcct.worker")
@@ -87,7 +88,9 @@ async def _work(settings: WorkerSettings, load_build: Callable[[], Build]) -> in
         graph = next((graph for runner in runners for graph in runner.building), None)
         return WorkerInfo(name, os.getpid(), warm=bool(runners), graph=graph)
 
+    tracks = Tracks(store, refreshes, queue)
     beats = asyncio.create_task(_beat(store, info, settings.heartbeat_s, leaving), name="pcct heartbeat")
+    sweeps = asyncio.create_task(_sweep(tracks, settings.track_idle_s, leaving), name="pcct sweep")
     status = 0
     try:
         started = time.perf_counter()
@@ -96,7 +99,7 @@ async def _work(settings: WorkerSettings, load_build: Callable[[], Build]) -> in
             threads = settings.refresh_threads or max(1, len(os.sched_getaffinity(0)) - 1)
             runner = Runner(store, queue, settings, build, stopping, settings.threads)
             refresher = Runner(store, None, settings, build, stopping, threads)
-            follower = Follower(store, Tracks(store, refreshes, queue), refresher, settings.refresh_timeout_s, stopping)
+            follower = Follower(store, tracks, refresher, settings.refresh_timeout_s, stopping)
             runners += [runner, refresher]
             with suppress(RedisError):
                 await store.beat(info(), settings.heartbeat_s * _BEATS_TO_LIVE)
@@ -111,7 +114,8 @@ async def _work(settings: WorkerSettings, load_build: Callable[[], Build]) -> in
     finally:
         leaving.set()
         beats.cancel()
-        await asyncio.wait({beats})
+        sweeps.cancel()
+        await asyncio.wait({beats, sweeps})
         with suppress(RedisError):
             await store.leave(name)
             await queue.aclose()
@@ -156,3 +160,11 @@ async def _beat(store: Store, info: Callable[[], WorkerInfo], every_s: float, le
                 _log.warning("the store is away; waiting for it", reason=str(error))
             away = True
         await asyncio.sleep(every_s)
+
+
+async def _sweep(tracks: Tracks, idle_s: float, leaving: asyncio.Event, every_s: float = _SWEEP_S) -> None:
+    """Delete tracks that nobody uses any more, now and then."""
+    while not leaving.is_set():
+        await asyncio.sleep(every_s)
+        with suppress(RedisError):
+            await tracks.expire(idle_s)

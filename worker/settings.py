@@ -125,6 +125,11 @@ class WorkerSettings(SharedSettings):
         gt=0,
         description="Longest build of a track's version before it is given up, seconds. Default: 600.",
     )
+    track_idle_s: float = Field(
+        default=7 * 86400.0,
+        ge=300,
+        description="A track that nobody has read or refreshed for this long is deleted, seconds. Default: 604800, a week.",
+    )
     tree_cache_bytes: int = Field(
         default=256 << 20,
         ge=0,

@@ -7,18 +7,21 @@ sets, so a worker that stalled and comes back can neither lower a version nor mi
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
 from copy import copy
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, cast
 
 import structlog
 from redis.commands.core import AsyncScript
+from redis.exceptions import RedisError
 
 from pcct_core.errors import InvalidInput, InvalidSpec, PcctError
 from pcct_core.points import check_shape, lengthscale_of
@@ -55,6 +58,9 @@ TIMEOUT = "refresh-timeout"  # type of the error of a build that took too long
 
 _EVENTS_KEPT = 1000
 _EVENTS_AT_ONCE = 100
+_USE_S = 60.0
+_USES_KEPT = 10_000
+_MOST_EXPIRED = 1000  # of one namespace at once
 _NO_DATASET = -1
 _EVENT_ID = re.compile(r"[0-9]{1,19}(-[0-9]{1,19})?")
 
@@ -325,15 +331,16 @@ def merge_metric(track: Mapping[str, Any], given: object) -> Metric:
 # Scripts name the answers that several of them give alike: -3 there is no such track, -4 the epoch is before one seen.
 
 # Requests the next version, of a new track too. KEYS: track, events, dataset description, graph, arrays, metrics,
-# tracks.
+# tracks, tracked.
 # ARGV: track id, channel, revision that the decision was made on, epoch, version, graph, metric, token of a new driver,
-# event schedule, event skip_cached, event swap, counter of a scheduled one, counter of a ready one, events kept, request id;
-# then field, value, … of a new track. → the driver whose job must be queued, '' when it was published at once because its graph
-# is there, and the graph that the track is building; or -1 no such dataset, -2 the track has changed since: decide again.
+# event schedule, event skip_cached, event swap, counter of a scheduled one, counter of a ready one, events kept, request id,
+# namespace; then field, value, … of a new track.
+# → the driver whose job must be queued, '' when it was published at once because its graph is there, and the graph that the
+# track is building; or -1 no such dataset, -2 the track has changed since: decide again.
 _SCHEDULE = """
 local now = redis.call('TIME')
 now = string.format('%.6f', tonumber(now[1]) + tonumber(now[2]) / 1e6)
-if #ARGV == 15 then
+if #ARGV == 16 then
     local revision = redis.call('HGET', KEYS[1], 'revision')
     if not revision then
         return -3
@@ -350,10 +357,11 @@ local ready = redis.call('HGET', KEYS[4], 'state') == 'ready'
 if not ready and redis.call('EXISTS', KEYS[3]) == 0 then
     return -1
 end
-if #ARGV > 15 then
-    redis.call('HSET', KEYS[1], 'created_s', now, unpack(ARGV, 16))
-    redis.call('SADD', KEYS[7], ARGV[1])
+if #ARGV > 16 then
+    redis.call('HSET', KEYS[1], 'created_s', now, unpack(ARGV, 17))
 end
+redis.call('ZADD', KEYS[7], now, ARGV[1])
+redis.call('SADD', KEYS[8], ARGV[16])
 redis.call('HSET', KEYS[1], 'requested', ARGV[5], 'requested_graph', ARGV[6], 'requested_metric', ARGV[7],
     'requested_epoch', ARGV[4], 'requested_s', now, 'seen_epoch', ARGV[4], 'origin', ARGV[15],
     'updated_s', now)
@@ -376,7 +384,7 @@ local fields = redis.call('HMGET', KEYS[1], 'driver', 'building')
 return {ready and '' or fields[1], fields[2]}
 """
 
-# A refresh that requests nothing. KEYS: track, events, metrics. ARGV: track id, channel, epoch, counter, event or '',
+# A refresh that requests nothing. KEYS: track, events, metrics, tracks. ARGV: track id, channel, epoch, counter, event or '',
 # events kept. → 1
 _NOTE = """
 local seen = redis.call('HGET', KEYS[1], 'seen_epoch')
@@ -386,6 +394,8 @@ end
 if tonumber(ARGV[3]) < tonumber(seen) then
     return -4
 end
+local now = redis.call('TIME')
+redis.call('ZADD', KEYS[4], tonumber(now[1]) + tonumber(now[2]) / 1e6, ARGV[1])
 redis.call('HSET', KEYS[1], 'seen_epoch', ARGV[3])
 redis.call('HINCRBY', KEYS[3], ARGV[4], 1)
 if ARGV[5] ~= '' then
@@ -496,11 +506,36 @@ redis.call('HSET', KEYS[1], 'driver', ARGV[2], 'delivery', '')
 return 1
 """
 
-# KEYS: track, events, tracks. ARGV: track id, channel. → the graph that was begun last, or '', or nothing: no such track.
+# KEYS: track, tracks, tracked. ARGV: track id, namespace. → 1
+_USE = """
+if redis.call('EXISTS', KEYS[1]) == 1 then
+    local now = redis.call('TIME')
+    redis.call('ZADD', KEYS[2], tonumber(now[1]) + tonumber(now[2]) / 1e6, ARGV[1])
+    redis.call('SADD', KEYS[3], ARGV[2])
+end
+return 1
+"""
+
+# KEYS: tracks, tracked. ARGV: namespace, seconds, most. → ids of tracks that nobody has used for so long.
+_IDLE = """
+if redis.call('EXISTS', KEYS[1]) == 0 then
+    redis.call('SREM', KEYS[2], ARGV[1])
+    return {}
+end
+local now = redis.call('TIME')
+return redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', tonumber(now[1]) - tonumber(ARGV[2]), 'LIMIT', 0, ARGV[3])
+"""
+
+# KEYS: track, events, tracks. ARGV: track id, channel, seconds that nobody must have used it for.
+# → the graph that was begun last, or '', or nothing: no such track, or it was used.
 _DELETE = """
+local now = redis.call('TIME')
+if tonumber(ARGV[3]) > 0 and tonumber(redis.call('ZSCORE', KEYS[3], ARGV[1]) or 0) > tonumber(now[1]) - tonumber(ARGV[3]) then
+    return false
+end
 local building = redis.call('HGET', KEYS[1], 'building')
 redis.call('DEL', KEYS[1], KEYS[2])
-redis.call('SREM', KEYS[3], ARGV[1])
+redis.call('ZREM', KEYS[3], ARGV[1])
 redis.call('PUBLISH', ARGV[2], ARGV[1])
 return building
 """
@@ -515,6 +550,8 @@ _SCRIPTS = {
     "tell": _TELL,
     "release": _RELEASE,
     "hand_over": _HAND_OVER,
+    "use": _USE,
+    "idle": _IDLE,
     "delete": _DELETE,
 }
 
@@ -531,6 +568,7 @@ class Tracks:
         self._keys = store.keys
         self._queue = queue
         self._graphs = graphs
+        self._uses: dict[tuple[str, str], float] = {}
         self._scripts: dict[str, AsyncScript] = {
             name: store.redis.register_script(text) for name, text in _SCRIPTS.items()
         }
@@ -564,8 +602,13 @@ class Tracks:
             "building": "",
         }
         id = secrets.token_hex(16)
-        await self._schedule(_Wish(id, dataset_id, spec, 0, 1, "created", "0"), base)
-        return await self.track(id)
+        try:
+            await self._schedule(_Wish(id, dataset_id, spec, 0, 1, "created", "0"), base)
+            return await self.track(id)
+        except BaseException:
+            with suppress(RedisError):
+                await asyncio.shield(self.delete(id))  # nobody will ever know its id
+            raise
 
     async def track(self, id: str) -> TrackRecord:
         """Return a track, in one round trip; raises UnknownTrack."""
@@ -575,11 +618,18 @@ class Tracks:
         return _record(id, {name.decode(): value.decode() for name, value in raw.items()})
 
     async def etag(self, id: str) -> str:
-        """Return the etag of a track and nothing else, for polls; raises UnknownTrack."""
+        """Return the etag of a track and nothing else, for polls, so that it counts as used; raises UnknownTrack."""
         version, failures = await cast(Any, self._store.redis.hmget(self._keys.track(id), ("version", "failures")))
         if version is None:
             raise UnknownTrack(id)
+        await self._use(id)
         return _etag(int(version), int(failures))
+
+    async def read(self, id: str) -> TrackRecord:
+        """Return a track for somebody who follows it, so that it counts as used; raises UnknownTrack."""
+        record = await self.track(id)
+        await self._use(id)
+        return record
 
     async def refresh(
         self, id: str, metric: object = None, epoch: int | None = None, *, force: bool = False
@@ -645,6 +695,7 @@ class Tracks:
         async with self._store.listen(id) as changed:
             while True:
                 changed.clear()
+                await self._use(id)
                 entries = await cast(
                     Any, self._store.redis.xrange(self._keys.track_events(id), f"({last}", "+", _EVENTS_AT_ONCE)
                 )
@@ -665,12 +716,19 @@ class Tracks:
 
         A build that somebody else has asked for meanwhile starts again from the queue of graphs.
         """
-        building = await self._run(
-            "delete", [self._keys.track(id), self._keys.track_events(id), self._keys.tracks], [id, self._keys.changes]
-        )
-        if building:
-            await self.drop_build(id, building.decode())
-        return building is not None
+        return await self._delete(id, 0.0)
+
+    async def expire(self, idle_s: float) -> int:
+        """Delete the tracks of all namespaces that nobody has read or refreshed for idle_s seconds; return how many."""
+        count = 0
+        for name in await cast(Any, self._store.redis.smembers(Keys.tracked)):
+            tracks = self.within(name.decode())
+            args = [name, math.ceil(idle_s), _MOST_EXPIRED]
+            for id in await tracks._run("idle", [tracks._keys.tracks, Keys.tracked], args):
+                if await tracks._delete(id.decode(), idle_s):
+                    _log.info("track expired", track=id.decode(), idle_s=idle_s)
+                    count += 1
+        return count
 
     # Driving side
 
@@ -758,6 +816,24 @@ class Tracks:
 
     # Inside
 
+    async def _use(self, id: str) -> None:
+        """Note that a track is used, at most once a minute: a poll that finds nothing new must stay cheap."""
+        name, now = (self._store.namespace, id), time.monotonic()
+        if now - self._uses.get(name, -math.inf) < _USE_S:
+            return
+        if len(self._uses) >= _USES_KEPT:
+            for old in [old for old, used in self._uses.items() if now - used >= _USE_S]:
+                del self._uses[old]
+        self._uses[name] = now
+        await self._run("use", [self._keys.track(id), self._keys.tracks, Keys.tracked], [id, self._store.namespace])
+
+    async def _delete(self, id: str, idle_s: float) -> bool:
+        keys = [self._keys.track(id), self._keys.track_events(id), self._keys.tracks]
+        building = await self._run("delete", keys, [id, self._keys.changes, math.ceil(idle_s)])
+        if building:
+            await self.drop_build(id, building.decode())
+        return building is not None
+
     async def _newest(self, record: TrackRecord) -> Newest:
         standing: Standing = "published"
         if record.error is not None:
@@ -780,7 +856,7 @@ class Tracks:
             "schedule",
             [
                 *(self._keys.track(wish.track), self._keys.track_events(wish.track), self._keys.dataset(wish.dataset)),
-                *(self._keys.graph(graph), self._keys.arrays(graph), Keys.metrics, self._keys.tracks),
+                *(self._keys.graph(graph), self._keys.arrays(graph), Keys.metrics, self._keys.tracks, Keys.tracked),
             ],
             [
                 *(wish.track, self._keys.changes, wish.revision, wish.epoch, wish.version, graph),
@@ -789,7 +865,7 @@ class Tracks:
                 _message("skip_cached", event | {"reason": "ready"}),
                 _message("swap", event | {"staleness_epochs": 0}),
                 *(DECISIONS.field("scheduled", wish.reason), DECISIONS.field("cached", "ready"), _EVENTS_KEPT),
-                origin(),
+                *(origin(), self._store.namespace),
                 *(part for item in (base or {}).items() for part in item),
             ],
         )
@@ -812,7 +888,10 @@ class Tracks:
         event = {"track": record.id, "version": record.version, "epoch": epoch, "reason": decision.reason}
         answer = await self._run(
             "note",
-            [self._keys.track(record.id), self._keys.track_events(record.id), Keys.metrics],
+            [
+                *(self._keys.track(record.id), self._keys.track_events(record.id)),
+                *(Keys.metrics, self._keys.tracks),
+            ],
             [
                 *(record.id, self._keys.changes, epoch, DECISIONS.field(*decision)),
                 *(_message("skip_cached", event) if cached else "", _EVENTS_KEPT),

@@ -204,7 +204,7 @@ async def read_track(
     `Prefer: wait=SECONDS` waits for that to change; without `If-None-Match`, until nothing is pending.
     """
     wait_s = granted_wait(prefer, backend)
-    record = await backend.tracks.track(track_id)
+    record = await backend.tracks.read(track_id)
     if if_none_match is None or has_tag(if_none_match, record.etag):
         record = await _wait(record, wait_s, if_none_match and record.etag, backend, request)
     headers = _headers(record.etag, wait_s)
