@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Annotated, TypeAlias
 
 import structlog
 from fastapi import Depends, Request
 
+from service.crowd import Crowd, Kind
 from service.problems import GraphDeleted
 from service.settings import ServiceSettings
 from service.traffic import Traffic
@@ -35,6 +37,7 @@ class Backend:
     refreshes: Queue
     tracks: Tracks
     traffic: Traffic
+    crowd: Crowd
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
     @classmethod
@@ -42,7 +45,8 @@ class Backend:
         """Return a backend with connections of its own."""
         store, queue = Store.from_settings(settings), Queue.from_settings(settings)
         refreshes = Queue.refresh_from_settings(settings)
-        return cls(settings, store, queue, refreshes, Tracks(store, refreshes, queue), traffic)
+        crowd = Crowd({"one-shot": settings.max_oneshots, "wait": settings.max_waits})
+        return cls(settings, store, queue, refreshes, Tracks(store, refreshes, queue), traffic, crowd)
 
     def within(self, namespace: str) -> Backend:
         """Return the backend of a namespace, on the same connections."""
@@ -57,8 +61,11 @@ class Backend:
         await self.store.aclose()
 
     async def ask_graph(self, dataset_id: str, spec: Wish) -> GraphRecord:
-        """Ask for a graph and queue its job if it needs one; raises UnknownDataset."""
-        record, wanted = await self.store.request_graph(dataset_id, spec)
+        """Ask for a graph and queue its job if it needs one; raises UnknownDataset or TooManyJobs."""
+        settings = self.settings
+        record, wanted = await self.store.request_graph(
+            dataset_id, spec, queue=settings.queue, most_jobs=settings.max_jobs
+        )
         self.traffic.count_graph(record.state == "ready")
         if wanted:
             await self.queue.submit(record)
@@ -68,14 +75,19 @@ class Backend:
     async def wait_graph(self, record: GraphRecord, wait_s: float, request: Request) -> GraphRecord:
         """Return the record when its job has ended, or as it is after wait_s seconds or when this process stops.
 
-        request: of the client that waits. Raises GraphDeleted, or ClientDisconnect when the client has gone.
+        request: of the client that waits. Raises TooManyAtOnce, GraphDeleted, or ClientDisconnect when the client has gone.
         """
         if record.state in TERMINAL or wait_s <= 0:
             return record
-        latest = await wait_unless(self.store.wait_graph(record.id, wait_s), self.stopping, request)
+        with self.present("wait"):
+            latest = await wait_unless(self.store.wait_graph(record.id, wait_s), self.stopping, request)
         if latest is None and not self.stopping.is_set():
             raise GraphDeleted
         return latest or record
+
+    def present(self, kind: Kind) -> AbstractContextManager[None]:
+        """Return a context that counts a request among those of its kind in its namespace; it raises TooManyAtOnce."""
+        return self.crowd.present(self.store.namespace, kind)
 
     async def warning(self) -> str | None:
         """Return why nothing that is queued can run now, None when it can."""

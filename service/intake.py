@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar, cast
 
@@ -14,10 +14,11 @@ from pydantic import BaseModel, ValidationError
 
 from pcct_core.errors import InvalidPoints, InvalidSpec
 from pcct_core.points import Points, check_finite, check_metric, check_shape
-from pcct_core.spec import Cosine, GraphSpec, Haversine, Metric
+from pcct_core.spec import Cosine, GraphSpec, Haversine, Inducing, Metric, Residual
 from service.problems import UploadStalled
 from service.settings import ServiceSettings
 from service.wire import BodyTooLarge, Layout, npy_header, points_decoder
+from worker.cost import build_bytes
 from worker.query import QuerySpec, check_query
 from worker.settings import ENTRY_BYTES
 from worker.store import Dataset, Store
@@ -39,23 +40,41 @@ class Purpose(NamedTuple):
     check: Callable[[int, int], None]
 
 
-def check_wish(n: int, d: int, spec: GraphSpec, settings: ServiceSettings) -> None:
-    """Raise InvalidPoints or InvalidSpec when spec does not fit n points in d dimensions, or costs too much here."""
+def check_wish(n: int, d: int, spec: GraphSpec, settings: ServiceSettings, references: Sequence[Dataset] = ()) -> None:
+    """Raise InvalidPoints or InvalidSpec when spec does not fit n points in d dimensions, or costs too much here.
+
+    references: the datasets that the metric names.
+    """
     check_shape(n, d, spec)
     _check_cost(n, spec.k, settings)
+    _check_memory(build_bytes(n, d, spec.k, _inducing_count(spec.metric, references)), spec.metric, settings)
 
 
-def check_wish_on(dataset: Dataset, spec: GraphSpec, settings: ServiceSettings) -> None:
+def check_wish_on(
+    dataset: Dataset, spec: GraphSpec, settings: ServiceSettings, references: Sequence[Dataset] = ()
+) -> None:
     """Raise InvalidPoints or InvalidSpec when spec cannot be met on this dataset, by what its upload has noted."""
-    check_wish(dataset.n, dataset.d, spec, settings)
+    check_wish(dataset.n, dataset.d, spec, settings, references)
     _check_faults(dataset, spec.metric)
 
 
-def check_queries(n: int, d: int, asked: Dataset, k: int, settings: ServiceSettings) -> None:
-    """Raise InvalidPoints or InvalidSpec when n queries in d dimensions cannot ask a dataset, or cost too much here."""
+def check_queries(
+    n: int,
+    d: int,
+    asked: Dataset,
+    wanted: GraphSpec | QuerySpec,
+    settings: ServiceSettings,
+    references: Sequence[Dataset] = (),
+) -> None:
+    """Raise InvalidPoints or InvalidSpec when n queries in d dimensions cannot ask a dataset, or cost too much here.
+
+    wanted: their k and metric. references: the datasets that the metric names.
+    """
     if d != asked.d:
         raise InvalidPoints(f"queries have {d} columns, the points of dataset {asked.id} have {asked.d}")
-    _check_cost(n, k, settings)
+    _check_cost(n, wanted.k, settings)
+    count = _inducing_count(wanted.metric, references)
+    _check_memory(build_bytes(asked.n, d, wanted.k, count, n), wanted.metric, settings)
 
 
 def check_query_on(asked: Dataset, k: int, metric: Metric) -> None:
@@ -64,10 +83,16 @@ def check_query_on(asked: Dataset, k: int, metric: Metric) -> None:
     _check_faults(asked, metric)
 
 
-def check_query_between(asked: Dataset, queries: Dataset, spec: QuerySpec, settings: ServiceSettings) -> None:
+def check_query_between(
+    asked: Dataset,
+    queries: Dataset,
+    spec: QuerySpec,
+    settings: ServiceSettings,
+    references: Sequence[Dataset] = (),
+) -> None:
     """Raise InvalidPoints or InvalidSpec when a query cannot be answered on these two datasets."""
     check_query_on(asked, spec.k, spec.metric)
-    check_queries(queries.n, queries.d, asked, spec.k, settings)
+    check_queries(queries.n, queries.d, asked, spec, settings, references)
     _check_faults(queries, spec.metric)
 
 
@@ -79,6 +104,28 @@ def _check_cost(rows: int, k: int, settings: ServiceSettings) -> None:
         raise InvalidSpec(
             f"k is {k} for {rows} points: a graph of {size} bytes, the limit is {settings.max_graph_bytes}", "k"
         )
+
+
+def _check_memory(size: int, metric: Metric, settings: ServiceSettings) -> None:
+    if size <= settings.max_build_bytes:
+        return
+    fact = f"the build would take about {size} bytes of memory, the limit is {settings.max_build_bytes}"
+    if isinstance(metric, Residual):
+        raise InvalidSpec(f"{fact}; use fewer inducing points or fewer points", "metric.inducing")
+    raise InvalidSpec(f"{fact}; use a smaller k or fewer points", "k")
+
+
+def _inducing_count(metric: Metric, references: Sequence[Dataset]) -> int:
+    """Return m of a residual metric, 0 of any other."""
+    if not isinstance(metric, Residual):
+        return 0
+    if isinstance(metric.inducing, Inducing):
+        return metric.inducing.count
+    stored = metric.inducing or (metric.factors and metric.factors[0])
+    found = next((dataset for dataset in references if stored is not None and dataset.id == stored.id), None)
+    if found is None:
+        return 0
+    return found.n if metric.factors is None else found.d
 
 
 def _check_faults(dataset: Dataset, metric: Metric) -> None:

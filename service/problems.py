@@ -25,6 +25,7 @@ from starlette.routing import Match
 
 from pcct_core.errors import InvalidPoints, InvalidSpec, PcctError
 from service.access import RateLimited, ScopeTooSmall, Unauthenticated
+from service.crowd import TooManyAtOnce
 from service.wire import (
     BodyTooLarge,
     InvalidParameter,
@@ -35,8 +36,8 @@ from service.wire import (
 )
 from worker.eviction import NamespaceFull
 from worker.logs import request_id
-from worker.store import DamagedData, UnknownDataset, UnknownGraph
-from worker.tracks import TIMEOUT, EpochBackwards, NotAHyperparameter, UnknownTrack
+from worker.store import DamagedData, TooManyJobs, UnknownDataset, UnknownGraph
+from worker.tracks import TIMEOUT, EpochBackwards, NotAHyperparameter, TooManyTracks, UnknownTrack
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -243,6 +244,33 @@ PROBLEMS: Mapping[type[Exception], Problem] = {
         fix="Wait for `Retry-After` seconds. Wait for graphs and tracks with `Prefer: wait=30` instead of asking often.",
         example="more than 100 requests in 1 s; try again in 1 s, and ask less often",
         retry_after_s=1,
+    ),
+    TooManyJobs: Problem(
+        HTTPStatus.TOO_MANY_REQUESTS,
+        "too-many-jobs",
+        "Too many graphs are queued",
+        cause="The namespace has `PCCT_MAX_JOBS` graphs that wait or are built. What was asked for before goes on.",
+        fix="Wait for some of them with `GET /v1/graphs/{id}` and `Prefer: wait=30`, then ask again.",
+        example="this namespace has 1000 graphs queued or running, the most that it may; wait for some of them",
+        retry_after_s=5,
+    ),
+    TooManyAtOnce: Problem(
+        HTTPStatus.TOO_MANY_REQUESTS,
+        "too-many-at-once",
+        "Too many requests are held at once",
+        cause="As many one-shot requests, or waiting ones, of the namespace are under way as one API process holds.",
+        fix="Try again when one has ended; ask for graphs with `POST /v1/graphs` and wait for several in turn.",
+        example="32 of this namespace's one-shot requests are being answered (PCCT_MAX_ONESHOTS); wait for one, "
+        "or use POST /v1/graphs",
+        retry_after_s=1,
+    ),
+    TooManyTracks: Problem(
+        HTTPStatus.INSUFFICIENT_STORAGE,
+        "too-many-tracks",
+        "There are too many tracks",
+        cause="The namespace has `PCCT_MAX_TRACKS` tracks.",
+        fix="Delete tracks that nobody follows with `DELETE /v1/tracks/{id}`; after `PCCT_TRACK_IDLE_S` they go by themselves.",
+        example="this namespace has 1000 tracks, the most that it may; delete those that nobody follows",
     ),
     UnknownDataset: Problem(
         HTTPStatus.NOT_FOUND,

@@ -29,7 +29,7 @@ class ServiceSettings(SharedSettings):
         "100/second;5000/minute; counted by each API process. Default: any number.",
     )
     max_body_bytes: int = Field(
-        default=2 << 30, ge=1, description="Largest array that may be uploaded, bytes of numbers. Default: 2 GiB."
+        default=512 << 20, ge=1, description="Largest array that may be uploaded, bytes of numbers. Default: 512 MiB."
     )
     max_points: int = Field(
         default=MAX_POINTS, ge=1, le=MAX_POINTS, description="Most rows of an uploaded array. Default: 2^31 - 2."
@@ -38,9 +38,9 @@ class ServiceSettings(SharedSettings):
         default=4096, ge=1, le=1 << 20, description="Most columns of an uploaded array. Default: 4096."
     )
     max_fortran_bytes: int = Field(
-        default=256 << 20,
+        default=64 << 20,
         ge=0,
-        description="Largest upload in Fortran order, which is held in memory whole, bytes. Default: 256 MiB.",
+        description="Largest upload in Fortran order, which is held in memory whole, bytes. Default: 64 MiB.",
     )
     max_json_bytes: int = Field(
         default=4 << 20, ge=0, description="Largest array sent as JSON, bytes of text. Default: 4 MiB."
@@ -49,6 +49,26 @@ class ServiceSettings(SharedSettings):
         default=1 << 20, ge=1024, description="Largest body of any other request, bytes. Default: 1 MiB."
     )
     max_k: int = Field(default=1024, ge=1, description="Most neighbors per row of a graph. Default: 1024.")
+    max_build_bytes: int = Field(
+        default=1536 << 20,
+        ge=1,
+        description="Largest estimate of the memory of a build that is begun, bytes; each worker builds two at once, one of "
+        "them for a track. Default: 1536 MiB.",
+    )
+    max_jobs: int = Field(
+        default=1000, ge=1, description="Most graphs of one namespace that wait or are built. Default: 1000."
+    )
+    max_tracks: int = Field(default=1000, ge=1, description="Most tracks of one namespace. Default: 1000.")
+    max_oneshots: int = Field(
+        default=32,
+        ge=1,
+        description="Most one-shot requests and queries of one namespace that one API process answers at once. Default: 32.",
+    )
+    max_waits: int = Field(
+        default=1000,
+        ge=1,
+        description="Most requests of one namespace that wait or follow events at once in one API process. Default: 1000.",
+    )
     upload_idle_s: float = Field(
         default=60.0, gt=0, description="Longest pause inside an upload before it is given up, seconds. Default: 60."
     )

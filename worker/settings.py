@@ -62,9 +62,9 @@ class SharedSettings(BaseSettings):
         description="Largest stored piece of an array, bytes. Default: 1 MiB.",
     )
     max_graph_bytes: int = Field(
-        default=16 << 30,
+        default=1 << 30,
         ge=1,
-        description="Largest graph that may be asked for, bytes of neighbors and distances. Default: 16 GiB.",
+        description="Largest graph that may be asked for, bytes of neighbors and distances. Default: 1 GiB.",
     )
     queue: str = Field(default="interactive", pattern="^[a-z0-9-]+$", description="Name of the queue of graphs.")
     refresh_queue: str = Field(default="refresh", pattern="^[a-z0-9-]+$", description="Name of the queue of tracks.")

@@ -44,6 +44,8 @@ Standing: TypeAlias = Literal["started", "elsewhere", "ended", "unwanted"]
 TERMINAL: frozenset[State] = frozenset({"ready", "failed", "cancelled"})
 ARRAY_NAMES = ("neighbors", "distances", "order", "offsets")
 
+MOST_JOBS = 1000  # of one namespace, where nothing else is said
+
 _CRC_BYTES = 4
 _MOST_STORING = 3  # chunks of one upload: the store writes one down while the next is sent and one more is summed
 _RECHECK_S = 2.0  # a waiter looks for itself this often, should a notification be lost with a connection
@@ -63,6 +65,15 @@ class UnknownGraph(PcctError):
     def __init__(self, graph: str, detail: str = "ask for it with POST /v1/graphs") -> None:
         super().__init__(f"there is no graph {graph}; {detail}")
         self.graph = graph
+
+
+class TooManyJobs(PcctError):
+    """The namespace has as many jobs queued as it may."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(
+            f"this namespace has {most} graphs queued or running, the most that it may; wait for some of them"
+        )
 
 
 class DamagedData(PcctError):
@@ -203,8 +214,9 @@ redis.call('HSET', KEYS[1], unpack(ARGV, 4))
 return 1
 """
 
-# KEYS: graph, arrays, dataset description, recent, jobs. ARGV: graph id, dataset id, spec, new request token, stale
-# seconds, channel, origin, the dataset's name in recent. → -1 no such dataset, 1 a job must be queued, 0 nothing to do.
+# KEYS: graph, arrays, dataset description, recent, jobs, shares of the queue. ARGV: graph id, dataset id, spec, new request
+# token, stale seconds, channel, origin, the dataset's name in recent, namespace, most jobs of it.
+# → -1 no such dataset, -2 the namespace has its most jobs, 1 a job must be queued, 0 nothing to do.
 # A graph that is still queued answers 1 as well: a job key runs once, and asking again heals a submit that was lost.
 _REQUEST = """
 local now = redis.call('TIME')
@@ -223,6 +235,9 @@ if running or state == 'queued' then
 end
 if redis.call('EXISTS', KEYS[3]) == 0 then
     return -1
+end
+if tonumber(redis.call('HGET', KEYS[6], ARGV[9]) or 0) >= tonumber(ARGV[10]) then
+    return -2
 end
 redis.call('UNLINK', KEYS[2])
 redis.call('DEL', KEYS[1])
@@ -587,18 +602,21 @@ class Store:
         fields = await self._used_fields(self._keys.graph(id), member_of("graph", id))
         return _record(self.namespace, id, fields) if fields else None
 
-    async def request_graph(self, dataset_id: str, spec: Wish) -> tuple[GraphRecord, bool]:
+    async def request_graph(
+        self, dataset_id: str, spec: Wish, *, queue: str = "interactive", most_jobs: int = MOST_JOBS
+    ) -> tuple[GraphRecord, bool]:
         """Ask for the graph of (dataset, spec), atomically; return its record and whether to `Queue.submit(record)`.
 
         True when the graph is absent, failed, cancelled, damaged, evicted, lost by its worker, or queued already
-        (submitting twice is harmless). Raises UnknownDataset.
+        (submitting twice is harmless). Raises UnknownDataset, or TooManyJobs when a new job would be more than `most_jobs` of
+        this namespace in the queue of that name.
         """
         id = graph_id(dataset_id, spec)
         answer = await self.run_script(
             "request",
             [
                 *(self._keys.graph(id), self._keys.arrays(id), self._keys.dataset(dataset_id)),
-                *(self._keys.recent, self._keys.jobs),
+                *(self._keys.recent, self._keys.jobs, Keys.shares(queue)),
             ],
             [
                 id,
@@ -608,14 +626,16 @@ class Store:
                 self._stale_run_s,
                 self._keys.changes,
                 origin(),
-                member_of("dataset", dataset_id),
+                *(member_of("dataset", dataset_id), self.namespace, most_jobs),
             ],
         )
+        if answer == -2:
+            raise TooManyJobs(most_jobs)
         if answer < 0:
             raise UnknownDataset(dataset_id)
         record = await self.graph(id)
         if record is None:  # forgotten by somebody else in this very moment
-            return await self.request_graph(dataset_id, spec)
+            return await self.request_graph(dataset_id, spec, queue=queue, most_jobs=most_jobs)
         return record, answer == 1
 
     async def origin(self, id: str) -> str:

@@ -62,6 +62,8 @@ _USE_S = 60.0
 _USES_KEPT = 10_000
 _MOST_EXPIRED = 1000  # of one namespace at once
 _NO_DATASET = -1
+_NO_ROOM = -5
+MOST_TRACKS = 1000  # of one namespace, where nothing else is said
 _EVENT_ID = re.compile(r"[0-9]{1,19}(-[0-9]{1,19})?")
 
 _log = structlog.stdlib.get_logger("pcct.tracks")
@@ -73,6 +75,13 @@ class UnknownTrack(PcctError):
     def __init__(self, track: str) -> None:
         super().__init__(f"there is no track {track}; create one with POST /v1/tracks")
         self.track = track
+
+
+class TooManyTracks(PcctError):
+    """The namespace has as many tracks as it may."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(f"this namespace has {most} tracks, the most that it may; delete those that nobody follows")
 
 
 class EpochBackwards(PcctError):
@@ -334,13 +343,13 @@ def merge_metric(track: Mapping[str, Any], given: object) -> Metric:
 # tracks, tracked.
 # ARGV: track id, channel, revision that the decision was made on, epoch, version, graph, metric, token of a new driver,
 # event schedule, event skip_cached, event swap, counter of a scheduled one, counter of a ready one, events kept, request id,
-# namespace; then field, value, … of a new track.
+# namespace, most tracks of it; then field, value, … of a new track.
 # → the driver whose job must be queued, '' when it was published at once because its graph is there, and the graph that the
-# track is building; or -1 no such dataset, -2 the track has changed since: decide again.
+# track is building; or -1 no such dataset, -5 the namespace has its most tracks, -2 the track has changed since: decide again.
 _SCHEDULE = """
 local now = redis.call('TIME')
 now = string.format('%.6f', tonumber(now[1]) + tonumber(now[2]) / 1e6)
-if #ARGV == 16 then
+if #ARGV == 17 then
     local revision = redis.call('HGET', KEYS[1], 'revision')
     if not revision then
         return -3
@@ -357,8 +366,11 @@ local ready = redis.call('HGET', KEYS[4], 'state') == 'ready'
 if not ready and redis.call('EXISTS', KEYS[3]) == 0 then
     return -1
 end
-if #ARGV > 16 then
-    redis.call('HSET', KEYS[1], 'created_s', now, unpack(ARGV, 17))
+if #ARGV > 17 then
+    if redis.call('ZCARD', KEYS[7]) >= tonumber(ARGV[17]) then
+        return -5
+    end
+    redis.call('HSET', KEYS[1], 'created_s', now, unpack(ARGV, 18))
 end
 redis.call('ZADD', KEYS[7], now, ARGV[1])
 redis.call('SADD', KEYS[8], ARGV[16])
@@ -582,8 +594,13 @@ class Tracks:
 
     # Asking side
 
-    async def create(self, dataset_id: str, spec: GraphSpec, policy: RefreshPolicy) -> TrackRecord:
-        """Make a track and request its version 1, at epoch 0; raises UnknownDataset, or InvalidSpec for the shape."""
+    async def create(
+        self, dataset_id: str, spec: GraphSpec, policy: RefreshPolicy, *, most: int = MOST_TRACKS
+    ) -> TrackRecord:
+        """Make a track and request its version 1, at epoch 0.
+
+        Raises UnknownDataset, InvalidSpec for the shape, or TooManyTracks when the namespace has `most` of them.
+        """
         dataset = await self._store.dataset(dataset_id)
         if dataset is None:
             raise UnknownDataset(dataset_id)
@@ -603,7 +620,7 @@ class Tracks:
         }
         id = secrets.token_hex(16)
         try:
-            await self._schedule(_Wish(id, dataset_id, spec, 0, 1, "created", "0"), base)
+            await self._schedule(_Wish(id, dataset_id, spec, 0, 1, "created", "0"), base, most)
             return await self.track(id)
         except BaseException:
             with suppress(RedisError):
@@ -844,7 +861,9 @@ class Tracks:
             standing = "lost"
         return Newest(Hyperparameters.of(metric_from_json(record.requested_metric)), record.requested_epoch, standing)
 
-    async def _schedule(self, wish: _Wish, base: Mapping[str, Any] | None = None) -> bool | None:
+    async def _schedule(
+        self, wish: _Wish, base: Mapping[str, Any] | None = None, most: int = MOST_TRACKS
+    ) -> bool | None:
         """Request a version and queue a job for it.
 
         False when its graph was there, so that it is published; None when to decide again.
@@ -865,12 +884,14 @@ class Tracks:
                 _message("skip_cached", event | {"reason": "ready"}),
                 _message("swap", event | {"staleness_epochs": 0}),
                 *(DECISIONS.field("scheduled", wish.reason), DECISIONS.field("cached", "ready"), _EVENTS_KEPT),
-                *(origin(), self._store.namespace),
+                *(origin(), self._store.namespace, most),
                 *(part for item in (base or {}).items() for part in item),
             ],
         )
         if answer == _NO_DATASET:
             raise UnknownDataset(wish.dataset)
+        if answer == _NO_ROOM:
+            raise TooManyTracks(most)
         if isinstance(answer, int):
             return None
         driver, building = (part.decode() for part in answer)

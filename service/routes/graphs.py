@@ -116,9 +116,9 @@ async def request_graph(
     dataset = await find_dataset(wish.dataset, backend)
     references = [await find_dataset(reference, backend) for reference in spec.references()]
     if isinstance(spec, QuerySpec):
-        check_query_between(dataset, references[0], spec, backend.settings)
+        check_query_between(dataset, references[0], spec, backend.settings, references[1:])
     else:
-        check_wish_on(dataset, spec, backend.settings)
+        check_wish_on(dataset, spec, backend.settings, references)
     wait_s = granted_wait(prefer, backend)
     record = await backend.ask_graph(wish.dataset, spec)
     return await graph_answer(await backend.wait_graph(record, wait_s or 0.0, request), backend, wait_s)

@@ -135,12 +135,12 @@ async def build_radius(request: Request, backend: InBackend, query: Annotated[Ra
 
 async def _build(request: Request, backend: Backend, spec: GraphSpec) -> Response:
     choose_format(request.headers.get("accept"), ANSWER_FORMATS)
-    for reference in spec.references():
-        await find_dataset(reference, backend)
-    purpose = Purpose(spec.metric, lambda n, d: check_wish(n, d, spec, backend.settings))
-    dataset, _ = await receive_points(request, backend.store, backend.settings, purpose)
-    check_wish_on(dataset, spec, backend.settings)
-    return await ask_oneshot(request, backend, dataset.id, spec, dataset.n)
+    references = [await find_dataset(reference, backend) for reference in spec.references()]
+    purpose = Purpose(spec.metric, lambda n, d: check_wish(n, d, spec, backend.settings, references))
+    with backend.present("one-shot"):
+        dataset, _ = await receive_points(request, backend.store, backend.settings, purpose)
+        check_wish_on(dataset, spec, backend.settings, references)
+        return await ask_oneshot(request, backend, dataset.id, spec, dataset.n)
 
 
 async def ask_oneshot(request: Request, backend: Backend, dataset_id: str, spec: Wish, rows: int) -> Response:

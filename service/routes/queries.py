@@ -46,11 +46,11 @@ async def query_dataset(
     choose_format(request.headers.get("accept"), ANSWER_FORMATS)
     wanted = query.spec()
     asked = await find_dataset(dataset_id, backend)
-    for reference in metric_references(wanted.metric):
-        await find_dataset(reference, backend)
+    references = [await find_dataset(reference, backend) for reference in metric_references(wanted.metric)]
     check_query_on(asked, wanted.k, wanted.metric)
-    purpose = Purpose(wanted.metric, lambda n, d: check_queries(n, d, asked, wanted.k, backend.settings))
-    queries, _ = await receive_points(request, backend.store, backend.settings, purpose)
-    spec = QuerySpec(queries.id, wanted.k, wanted.metric, wanted.radius)
-    check_query_between(asked, queries, spec, backend.settings)
-    return await ask_oneshot(request, backend, dataset_id, spec, queries.n)
+    purpose = Purpose(wanted.metric, lambda n, d: check_queries(n, d, asked, wanted, backend.settings, references))
+    with backend.present("one-shot"):
+        queries, _ = await receive_points(request, backend.store, backend.settings, purpose)
+        spec = QuerySpec(queries.id, wanted.k, wanted.metric, wanted.radius)
+        check_query_between(asked, queries, spec, backend.settings, references)
+        return await ask_oneshot(request, backend, dataset_id, spec, queries.n)

@@ -178,11 +178,11 @@ async def create_track(
     wish = await receive_model(request, backend.settings, TrackRequest)
     spec = GraphSpec.from_json(wish.spec)
     policy = RefreshPolicy.from_json(wish.policy)
-    check_wish_on(await find_dataset(wish.dataset, backend), spec, backend.settings)
-    for reference in spec.references():
-        await find_dataset(reference, backend)
+    dataset = await find_dataset(wish.dataset, backend)
+    references = [await find_dataset(reference, backend) for reference in spec.references()]
+    check_wish_on(dataset, spec, backend.settings, references)
     wait_s = granted_wait(prefer, backend)
-    record = await backend.tracks.create(wish.dataset, spec, policy)
+    record = await backend.tracks.create(wish.dataset, spec, policy, most=backend.settings.max_tracks)
     try:
         record = await _wait(record, wait_s, None, backend, request)
     except ClientDisconnect:
@@ -247,8 +247,9 @@ async def _followed(
     await backend.tracks.track(track_id)
     events = backend.tracks.events(track_id, last_event_id or _OLDEST)
     # Here and not in the route: FastAPI leaves a stream's generator to the garbage collector when the client goes.
-    async with aclosing(cast("AsyncGenerator[TrackEvent, None]", events)):
-        yield events
+    with backend.present("wait"):
+        async with aclosing(cast("AsyncGenerator[TrackEvent, None]", events)):
+            yield events
 
 
 @router.get("/{track_id}/events", response_class=EventSourceResponse)
@@ -272,7 +273,10 @@ async def _wait(
     """Return the track when its etag is another (None: when nothing is pending), or as it is after wait_s seconds."""
     if not wait_s or (etag is None and record.pending is None):
         return record
-    return await wait_unless(backend.tracks.wait_track(record.id, wait_s, etag), backend.stopping, request) or record
+    with backend.present("wait"):
+        return (
+            await wait_unless(backend.tracks.wait_track(record.id, wait_s, etag), backend.stopping, request) or record
+        )
 
 
 def _headers(etag: str, wait_s: float | None) -> dict[str, str]:

@@ -25,6 +25,7 @@ import service.problems as problems
 from pcct_core.errors import InvalidPoints, InvalidSpec
 from service.access import RateLimited, ScopeTooSmall, Unauthenticated
 from service.api_keys import ApiKeys
+from service.crowd import TooManyAtOnce
 from service.problems import HTTP_PROBLEMS, JOB_PROBLEMS, PROBLEMS, every_problem
 from service.routes.problems import problems_markdown
 from service.wire import (
@@ -36,8 +37,8 @@ from service.wire import (
     WrongLength,
 )
 from worker.eviction import NamespaceFull
-from worker.store import DamagedData, Store, UnknownDataset, UnknownGraph
-from worker.tracks import EpochBackwards, NotAHyperparameter, UnknownTrack
+from worker.store import DamagedData, Store, TooManyJobs, UnknownDataset, UnknownGraph
+from worker.tracks import EpochBackwards, NotAHyperparameter, TooManyTracks, UnknownTrack
 
 pytestmark = pytest.mark.anyio
 
@@ -104,6 +105,34 @@ async def _(stage: Stage) -> httpx.Response:
 async def _(stage: Stage) -> httpx.Response:
     service = await stage.service(namespace_bytes=100, worker=False)
     return await service.client.post("/v1/datasets", json=POINTS.tolist())
+
+
+@provokes(TooManyJobs)
+async def _(stage: Stage) -> httpx.Response:
+    service = await stage.service(max_jobs=1, worker=False)
+    dataset = await service.upload(POINTS)
+    assert (await service.ask(dataset, None, kind="knn", k=1)).status_code == 202
+    return await service.ask(dataset, None, kind="knn", k=2)
+
+
+@provokes(TooManyTracks)
+async def _(stage: Stage) -> httpx.Response:
+    service = await stage.service(max_tracks=1, worker=False)
+    wish = {"dataset": await service.upload(POINTS), "spec": {"kind": "vecchia", "k": 2}}
+    assert (await service.client.post("/v1/tracks", json=wish)).status_code == 201
+    return await service.client.post("/v1/tracks", json=wish)
+
+
+@provokes(TooManyAtOnce)
+async def _(stage: Stage) -> httpx.Response:
+    service = await stage.service(max_oneshots=1)
+    service.gate.hold()
+    first = asyncio.create_task(service.client.post("/v1/knn?k=2", json=POINTS.tolist()))
+    await asyncio.to_thread(service.gate.started.wait)
+    answer = await service.client.post("/v1/knn?k=3", json=POINTS.tolist())
+    service.gate.release()
+    assert (await first).status_code == 200
+    return answer
 
 
 @pytest.fixture
