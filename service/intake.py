@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar, cast
@@ -151,7 +152,7 @@ async def receive_points(
         settings.limits,
     )
     async with _Arrival(store, purpose) as arrival:
-        async for piece in _pieces(request, settings.upload_idle_s):
+        async for piece in _pieces(request, settings):
             for rows in decoder.feed(piece):
                 await arrival.take(rows, decoder.layout)
         # What had to be held whole (JSON, Fortran order) is turned in a thread, so that nobody else waits for it.
@@ -164,7 +165,7 @@ async def receive_points(
 async def receive_json(request: Request, settings: ServiceSettings) -> bytes:
     """Return a request's body, which may have `max_request_bytes`; raises BodyTooLarge."""
     body = bytearray()
-    async for piece in _pieces(request, settings.upload_idle_s):
+    async for piece in _pieces(request, settings):
         body += piece
         if len(body) > settings.max_request_bytes:
             raise BodyTooLarge(f"the body of this request may have {settings.max_request_bytes} bytes")
@@ -252,10 +253,15 @@ def _metric_name(metric: Metric) -> str:
     return str(metric.to_json()["type"])
 
 
-async def _pieces(request: Request, idle_s: float) -> AsyncIterator[bytes]:
-    """Yield the body as it arrives; raises UploadStalled when nothing has come for idle_s seconds."""
-    stream = request.stream()
+async def _pieces(request: Request, settings: ServiceSettings) -> AsyncIterator[bytes]:
+    """Yield the body as it arrives; raises UploadStalled when it pauses too long, or comes too slowly to be meant.
+
+    What counts is the time that we wait for the client; what it waits for us is not its fault.
+    """
+    idle_s, stream = settings.upload_idle_s, request.stream()
+    waited_s, received = 0.0, 0
     while True:
+        begun = time.monotonic()
         try:
             async with asyncio.timeout(idle_s):
                 piece = await anext(stream, None)
@@ -265,4 +271,11 @@ async def _pieces(request: Request, idle_s: float) -> AsyncIterator[bytes]:
             ) from None
         if piece is None:
             return
+        waited_s += time.monotonic() - begun
+        received += len(piece)
+        if received < settings.min_upload_rate * (waited_s - idle_s):
+            raise UploadStalled(
+                f"{received} bytes have come in {waited_s:.0f} s, less than {settings.min_upload_rate} a second; "
+                "send the body faster"
+            )
         yield piece

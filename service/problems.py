@@ -374,7 +374,8 @@ PROBLEMS: Mapping[type[Exception], Problem] = {
         HTTPStatus.REQUEST_TIMEOUT,
         "upload-stalled",
         "The body stopped arriving",
-        cause="The client sent nothing for `PCCT_UPLOAD_IDLE_S` seconds in the middle of its body.",
+        cause="The client sent nothing for `PCCT_UPLOAD_IDLE_S` seconds in the middle of its body, or for that long less than "
+        "`PCCT_MIN_UPLOAD_RATE`.",
         fix="Send it again; nothing was kept.",
         example="nothing has come for 60 s and the body is not complete; send it again",
     ),
@@ -411,6 +412,26 @@ PROBLEMS: Mapping[type[Exception], Problem] = {
         example="an unexpected error; it is in the log of the service under request id 4bf92f3577b34da6",
     ),
 }
+
+# What a connection is told that no request comes of.
+HEAD_STALLED = Problem(
+    HTTPStatus.REQUEST_TIMEOUT,
+    "head-stalled",
+    "No request came",
+    cause="The connection was open for `PCCT_HEAD_S` seconds, and the head of a request did not come or was not complete.",
+    fix="Connect when there is something to ask, and send the head at once.",
+    example="the head of a request did not come in time; connect again and send it at once",
+)
+BUSY = Problem(
+    HTTPStatus.SERVICE_UNAVAILABLE,
+    "too-many-connections",
+    "Too many connections",
+    cause="The API process has `PCCT_MAX_CONNECTIONS` connections open.",
+    fix="Try again after `Retry-After` seconds, and use one connection for many requests. Operators: raise the limit, or run "
+    "more API processes.",
+    example="this process has as many connections as it may; try again, and use one connection for many requests",
+    retry_after_s=1,
+)
 
 # Faults that the framework finds before a route runs, by status.
 HTTP_PROBLEMS: Mapping[int, Problem] = {
@@ -503,7 +524,7 @@ JOB_PROBLEMS: Sequence[Problem] = (
 
 def every_problem() -> dict[str, Problem]:
     """Return all kinds of problems by their slug, sorted by status."""
-    rows = [*PROBLEMS.values(), *HTTP_PROBLEMS.values(), *JOB_PROBLEMS]
+    rows = [*PROBLEMS.values(), HEAD_STALLED, BUSY, *HTTP_PROBLEMS.values(), *JOB_PROBLEMS]
     return {row.slug: row for row in sorted(rows, key=lambda row: (row.status, row.slug))}
 
 

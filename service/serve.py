@@ -12,6 +12,7 @@ from service import lifeline
 from service.access import needs_key
 from service.app import create_app
 from service.backend import Backend
+from service.connections import bounded_protocol, raise_file_limit
 from service.settings import ServiceSettings
 from service.up import open_listener
 from worker.logs import configure_logs
@@ -53,12 +54,19 @@ def run_api(
     if listen_fd is None:
         print(f"pcct serves http://{host}:{listener.getsockname()[1]}", flush=True)
     app = create_app(settings)
-    config = uvicorn.Config(
+    raise_file_limit()
+    Server(server_config(app, settings), app).run(sockets=[listener])
+    stop_traces()
+
+
+def server_config(app: FastAPI, settings: ServiceSettings, *, close_s: int = _CLOSE_S) -> uvicorn.Config:
+    """Return how the application is served. close_s: how long open requests get when the process stops."""
+    return uvicorn.Config(
         app,
+        http=bounded_protocol(settings.head_s, settings.max_connections),
         log_config=None,
         log_level=settings.log_level if settings.log_level != "info" else "warning",
         access_log=False,  # `traffic` writes those lines
-        timeout_graceful_shutdown=_CLOSE_S,
+        timeout_keep_alive=settings.keep_alive_s,
+        timeout_graceful_shutdown=close_s,
     )
-    Server(config, app).run(sockets=[listener])
-    stop_traces()

@@ -72,6 +72,20 @@ class ServiceSettings(SharedSettings):
     upload_idle_s: float = Field(
         default=60.0, gt=0, description="Longest pause inside an upload before it is given up, seconds. Default: 60."
     )
+    min_upload_rate: int = Field(
+        default=1000,
+        ge=0,
+        description="Least rate of an upload, once it has lasted PCCT_UPLOAD_IDLE_S, bytes per second. Default: 1000.",
+    )
+    head_s: float = Field(
+        default=15.0, gt=0, description="Longest time for the head of a request to come, seconds. Default: 15."
+    )
+    keep_alive_s: int = Field(
+        default=5, ge=1, description="How long a connection is kept for its next request, seconds. Default: 5."
+    )
+    max_connections: int = Field(
+        default=4000, ge=1, description="Most connections of one API process at once. Default: 4000."
+    )
     max_wait_s: float = Field(
         default=30.0, ge=0, description="Longest wait that `Prefer: wait=` is granted, seconds. Default: 30."
     )

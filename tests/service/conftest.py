@@ -11,7 +11,6 @@ from functools import partial
 import httpx
 import numpy as np
 import pytest
-import uvicorn
 from fastapi import FastAPI
 
 from pcct_core.certificate import Certificate
@@ -19,7 +18,7 @@ from pcct_core.errors import Cancelled
 from pcct_core.graph import Graph, build_graph
 from pcct_core.telemetry import Telemetry
 from service.app import create_app
-from service.serve import Server
+from service.serve import Server, server_config
 from service.settings import ServiceSettings
 from worker.run import Runner
 from worker.settings import WorkerSettings
@@ -126,8 +125,9 @@ async def running_service(url: str, worker: bool = True, **settings: object) -> 
 async def live_service(url: str, worker: bool = True, **settings: object) -> AsyncIterator[Service]:
     """Run the same behind a real server on loopback, whose connections end as they do in life."""
     gate = Gate()
-    app = create_app(ServiceSettings(redis_url=url, **settings))
-    server = Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=20), app)
+    wanted = ServiceSettings(redis_url=url, **settings)
+    app = create_app(wanted)
+    server = Server(server_config(app, wanted, close_s=20), app)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         base = f"http://127.0.0.1:{listener.getsockname()[1]}"

@@ -1,0 +1,128 @@
+"""Clients that hold connections without asking, or drip: they end, and others are served meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import resource
+from contextlib import AsyncExitStack
+
+import numpy as np
+import pytest
+
+from service.connections import raise_file_limit
+
+pytestmark = pytest.mark.anyio
+
+HEAD = (
+    b"POST /v1/datasets?dtype=float64&shape=125000,1 HTTP/1.1\r\nHost: x\r\n"
+    b"Content-Type: application/octet-stream\r\nContent-Length: 1000000\r\n\r\n"
+)
+POINTS = np.random.default_rng(3).random((30, 2))
+
+
+class Wire:
+    """A bare connection to a service."""
+
+    def __init__(self, service, stack: AsyncExitStack) -> None:
+        self._url, self._stack = service.client.base_url, stack
+
+    async def open(self) -> Wire:
+        self.reader, self.writer = await asyncio.open_connection(self._url.host, self._url.port)
+        self._stack.push_async_callback(self._close)
+        return self
+
+    async def _close(self) -> None:
+        self.writer.close()
+        await asyncio.gather(self.writer.wait_closed(), return_exceptions=True)
+
+    async def drip(self, data: bytes, every_s: float) -> None:
+        """Send byte by byte until the other side closes."""
+        try:
+            for byte in data:
+                self.writer.write(bytes([byte]))
+                await self.writer.drain()
+                await asyncio.sleep(every_s)
+        except ConnectionError:
+            pass
+
+    async def answer(self) -> tuple[int, dict[str, object]]:
+        """Return status and problem of the answer, after which the connection must end."""
+        head, _, body = (await self.reader.read()).partition(b"\r\n\r\n")
+        return int(head.split()[1]), json.loads(body)
+
+
+@pytest.fixture
+async def stack():
+    async with AsyncExitStack() as stack:
+        yield stack
+
+
+async def test_a_connection_that_asks_nothing_ends(start_live, stack):
+    async with start_live(head_s=0.2, worker=False) as service:
+        status, problem = await (await Wire(service, stack).open()).answer()
+        assert (status, problem["type"]) == (408, "/problems/head-stalled")
+
+
+async def test_a_head_that_drips_ends_also_on_a_connection_that_has_asked_before(start_live, stack):
+    async with start_live(head_s=0.5, keep_alive_s=60, worker=False) as service:
+        wire = await Wire(service, stack).open()
+        wire.writer.write(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        first = await wire.reader.readuntil(b"alive")
+        assert first.startswith(b"HTTP/1.1 200")
+        dripping = asyncio.create_task(wire.drip(b"GET /livez HTTP/1.1\r\n" + b"X" * 10_000, 0.02))
+        rest = await wire.reader.read()
+        assert b"HTTP/1.1 408" in rest
+        assert b"/problems/head-stalled" in rest
+        dripping.cancel()
+
+
+async def test_a_body_that_drips_ends_and_leaves_nothing(start_live, stack, redis):
+    async with start_live(upload_idle_s=0.5, min_upload_rate=100_000, head_s=0.2, worker=False) as service:
+        wire = await Wire(service, stack).open()
+        wire.writer.write(HEAD)
+        dripping = asyncio.create_task(wire.drip(bytes(10_000), 0.02))
+        answer = await wire.reader.readuntil(b"send the body faster")
+        assert answer.startswith(b"HTTP/1.1 408")
+        assert b"/problems/upload-stalled" in answer
+        dripping.cancel()
+        assert await redis.keys("*dataset*") == []
+        assert await redis.keys("*staging*") == []
+
+
+async def test_a_long_poll_is_no_idle_connection(start_live):
+    async with start_live(head_s=0.2, keep_alive_s=1) as service:
+        service.gate.hold()
+        graph = (await service.ask(await service.upload(POINTS), None, kind="knn", k=2)).json()["id"]
+        answer = await service.client.get(f"/v1/graphs/{graph}", headers={"Prefer": "wait=1"})
+        assert answer.json()["state"] in ("queued", "running")
+        service.gate.release()
+
+
+async def test_five_hundred_idle_connections_leave_the_others_served(start_live, stack):
+    raise_file_limit()
+    async with start_live() as service:
+        for _ in range(500):
+            await Wire(service, stack).open()
+        assert len(service.server.server_state.connections) >= 500
+        assert (await service.ask(await service.upload(POINTS), kind="knn", k=2)).json()["state"] == "ready"
+
+
+async def test_one_connection_too_many_is_told_so(start_live, stack):
+    async with start_live(max_connections=5, worker=False) as service:
+        for _ in range(4):  # the client of the test holds one
+            await Wire(service, stack).open()
+        status, problem = await (await Wire(service, stack).open()).answer()
+        assert (status, problem["type"]) == (503, "/problems/too-many-connections")
+        assert (await service.client.get("/livez")).status_code == 200
+
+
+def test_raise_file_limit_raises_the_soft_limit_only():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+        raise_file_limit()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= min(soft, 65536)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[1] == hard
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
