@@ -45,6 +45,7 @@ GEMM_SIZE, GEMM_RUNS = 2_048, 3
 MEMORY_NOTES = ("extra_mb", "loaded_mb", "peak_mb", "beyond_v_mb")
 ROOT = Path(__file__).resolve().parents[2]
 FRESH = Path(__file__).with_name("fresh.py")
+SERVICE = Path(__file__).with_name("service_bars.py")
 
 
 @dataclass
@@ -121,7 +122,15 @@ class Result:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the cases that the command line asks for; 0 when all ran, whatever their verdicts, 1 when some were refused."""
+    """Run the cases that the command line asks for; 0 when all ran, whatever their verdicts, 1 when some were refused.
+
+    The service's bars have a program and options of their own, whose status is 1 when one of them is not met.
+    """
+    suite = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    suite.add_argument("--suite")
+    chosen, others = suite.parse_known_args(arguments)
+    if chosen.suite == "service":
+        return subprocess.run([sys.executable, str(SERVICE), *others], check=False).returncode
     options = read_options(arguments)
     calm_openmp()
     console = Console(width=None if sys.stdout.isatty() else TABLE_COLUMNS)
@@ -194,7 +203,12 @@ def measure_gemm() -> float:
 def read_options(arguments: list[str] | None) -> argparse.Namespace:
     """Read the command line; `cases` is the list of cases to run, `output` the file or None."""
     parser = argparse.ArgumentParser("pcct bench", description="Time the core beside its rivals.")
-    parser.add_argument("--suite", choices=sorted(SUITES), default="core", help="which cases (default: core)")
+    parser.add_argument(
+        "--suite",
+        choices=sorted([*SUITES, "service"]),
+        default="core",
+        help="which cases (default: core); service has options of its own: --suite service --help",
+    )
     parser.add_argument("--case", action="append", default=[], metavar="NAME", help="only this case; may be repeated")
     parser.add_argument("--largest", type=int, metavar="N", help="only cases of at most N points")
     parser.add_argument(

@@ -1,6 +1,6 @@
-"""What the HTTP face costs: memory of uploads and downloads, and how fast it polls, uploads, answers and starts.
+"""What the HTTP face costs: memory of uploads and downloads, how fast it polls, uploads, answers and starts, what it bears.
 
-    .venv/bin/python tests/bench/service_bars.py [--case upload_100mb] [--quick] [-o artifacts/benchmarks/service.jsonl]
+    pcct bench --suite service [--case upload_100mb] [--quick] [--seconds 120] [-o artifacts/benchmarks/service.jsonl]
 
 Starts `pcct up` with a store of its own and loads it over loopback from this process, on the same cores. Memory is that of the
 API process as the kernel counts it: the peak while a case runs, less what was resident before. artifacts/README.md describes
@@ -30,6 +30,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
+from capacity import Load, resident_mb
 from run import SCHEMA, describe_machine, read_commit, read_versions, write_line
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,13 +40,14 @@ GRAPH_FORMATS = ("application/x-npz", "application/x-safetensors")
 ARRAY_FORMATS = ("application/x-npy", "application/octet-stream")
 CLIENTS = 8  # connections that poll at once, each waiting for its answer
 POLL_P99_MS = 20.0
+CAPACITY_NAMESPACE_BYTES = 150_000_000  # so that old graphs are evicted soon, and what the store holds can be flat
 
 
 @dataclass
 class Sizes:
     """How large the cases are. build_points: of the graph that the worker builds during the polls.
 
-    pause_s: between uploads, until the store's file of one is on the disk.
+    pause_s: between uploads, until the store's file of one is on the disk. load: what `capacity` puts on the service.
     """
 
     large_bytes: int = 1_000_000_000
@@ -56,11 +58,12 @@ class Sizes:
     polls_s: float = 5.0
     runs: int = 5
     pause_s: float = 3.0
+    load: Load = field(default_factory=lambda: Load(120.0))
 
     @classmethod
     def quick(cls) -> Sizes:
         """Return sizes for which every case takes a moment."""
-        return cls(4_000_000, 1_000_000, 5_000, 5, 20_000, 0.3, 2, 0.0)
+        return cls(4_000_000, 1_000_000, 5_000, 5, 20_000, 0.3, 2, 0.0, Load(5.0, 200, 5, 20, 100_000))
 
 
 @dataclass
@@ -90,12 +93,16 @@ class Bar:
 
 @dataclass
 class Up:
-    """A running `pcct up`. api: process id of its API. key: what its callers need, "" where they need none."""
+    """A running `pcct up`. key: what its callers need, "" where they need none.
+
+    api: process id of its API; processes: of the API, the worker and the store, by name.
+    """
 
     host: str
     port: int
     api: int
     key: str = ""
+    processes: dict[str, int] = field(default_factory=dict)
 
     @property
     def proof(self) -> dict[str, str]:
@@ -161,10 +168,13 @@ def exchange(
 
 
 @contextmanager
-def running_service(keys: bool = False) -> Iterator[Up]:
-    """Start `pcct up` on a free port with a store of its own, yield it when it is ready, stop it. keys: callers need one."""
+def running_service(keys: bool = False, **settings: str) -> Iterator[Up]:
+    """Start `pcct up` on a free port with a store of its own, yield it when it is ready, stop it.
+
+    keys: callers need one. settings: environment variables.
+    """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PCCT_")}
-    environment |= {"PCCT_LOG_LEVEL": "error", "PCCT_AUTH": "on" if keys else "off"}
+    environment |= {"PCCT_LOG_LEVEL": "error", "PCCT_AUTH": "on" if keys else "off"} | settings
     with tempfile.TemporaryDirectory() as directory:
         command = [sys.executable, "-m", "service.cli", "up", "--port", "0", "--data-dir", directory]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
@@ -175,7 +185,8 @@ def running_service(keys: bool = False) -> Iterator[Up]:
             assert url.hostname is not None
             assert url.port is not None
             key = make_key(directory, environment) if keys else ""
-            yield Up(url.hostname, url.port, find_api(process.pid), key)
+            processes = find_processes(process.pid)
+            yield Up(url.hostname, url.port, processes["api"], key, processes)
         finally:
             process.send_signal(signal.SIGTERM)
             process.communicate()
@@ -189,29 +200,36 @@ def make_key(directory: str, environment: dict[str, str]) -> str:
     return done.stdout.strip()
 
 
-def find_api(parent: int) -> int:
-    """Return the process id of the API, a child of `pcct up`."""
-    for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
-        if b"\0serve\0" in Path(f"/proc/{child}/cmdline").read_bytes():
-            return int(child)
-    raise RuntimeError("pcct up has no API process")
+def find_processes(parent: int) -> dict[str, int]:
+    """Return the process ids of API, worker and store, which descend from `pcct up`."""
+    marks = {"api": b"\0serve\0", "worker": b"\0work\0", "store": b"valkey-server"}
+    found: dict[str, int] = {}
+    families = [parent]
+    while families:
+        children = Path(f"/proc/{(pid := families.pop())}/task/{pid}/children").read_text().split()
+        for child in map(int, children):
+            families.append(child)
+            command = Path(f"/proc/{child}/cmdline").read_bytes()
+            # The store's own guard has its name, too; what is deeper in the tree is the store itself.
+            found |= {name: child for name, mark in marks.items() if mark in command}
+    return found
 
 
-def memory_mb(pid: int, name: str) -> float:
-    """Return a line of a process's status in megabytes: VmRSS, what is resident, or VmHWM, its peak."""
+def peak_mb(pid: int) -> float:
+    """Return the peak of a process's resident memory in megabytes."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith(f"{name}:"):
+        if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024 / MB
-    raise RuntimeError(f"process {pid} has no {name}")
+    raise RuntimeError(f"process {pid} has no peak")
 
 
 @contextmanager
 def peak_growth(pid: int, grown: dict[str, float], name: str) -> Iterator[None]:
     """Note by how many megabytes a process's resident memory grew at its peak."""
-    before = memory_mb(pid, "VmRSS")
+    before = resident_mb(pid)
     Path(f"/proc/{pid}/clear_refs").write_text("5")  # the peak starts again from what is resident now
     yield
-    grown[name] = round(memory_mb(pid, "VmHWM") - before, 1)
+    grown[name] = round(peak_mb(pid) - before, 1)
 
 
 def points_body(points: np.ndarray) -> bytes:
@@ -401,6 +419,16 @@ def startup(sizes: Sizes) -> Measured:
     return Measured(statistics.median(runs_s), runs_s, {"loaded_compiler": compilers > 0}, holds=compilers == 0)
 
 
+def capacity(sizes: Sizes) -> Measured:
+    """Bear the load of loops that follow tracks and of uploads; memory must stay flat and every answer be right."""
+    with running_service(PCCT_NAMESPACE_BYTES=str(CAPACITY_NAMESPACE_BYTES)) as up:
+        notes = sizes.load.put_on(f"http://{up.host}:{up.port}", up.processes)
+    slopes = [notes["memory_mb"][name]["slope_per_min"] for name in ("api", "worker", "store data")]
+    refused = [status for status in notes["statuses"] if int(status) >= 400]
+    holds = not notes["errors"] and not refused and min(notes["swaps_per_min"]) > 0
+    return Measured(max(slopes), [notes.pop("seconds")], notes, holds)
+
+
 CASES = {
     "upload_1gb": Bar(upload_1gb, "megabytes", 64.0),
     "upload_100mb": Bar(upload_100mb, "mb_per_s", 300.0, more_is_better=True),
@@ -409,20 +437,26 @@ CASES = {
     "polls_304_keyed": Bar(polls_304_keyed, "requests_per_s", 1500.0, more_is_better=True),
     "oneshot_32k": Bar(oneshot_32k, "cost", 2.5),
     "startup": Bar(startup, "seconds", 3.0),
+    "capacity": Bar(capacity, "mb_per_min", 5.0),
 }
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the cases; 0 when all that are judged meet their bars."""
-    parser = argparse.ArgumentParser(description="Measure the HTTP face against its bars.")
+    parser = argparse.ArgumentParser(
+        "pcct bench --suite service", description="Measure the HTTP interface against its bars."
+    )
     parser.add_argument("--case", action="append", choices=list(CASES), help="only this one; may be repeated")
     parser.add_argument(
         "--quick", action="store_true", help="small sizes, nothing is judged or kept unless -o is given"
     )
+    parser.add_argument("--seconds", type=float, help="how long the load of the case `capacity` lasts (default: 120)")
     parser.add_argument("-o", "--output", type=Path, help=f"file of lines; {OUTPUT.relative_to(ROOT)} unless --quick")
     options = parser.parse_args(arguments)
     output = options.output or (None if options.quick else OUTPUT)
     sizes = Sizes.quick() if options.quick else Sizes()
+    if options.seconds is not None:
+        sizes.load.seconds = options.seconds
     met = True
     for name in options.case or CASES:
         line = to_line(name, CASES[name].run(sizes), not options.quick)
