@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check setup bench docs integration compose-test clean
+.PHONY: demo test check setup bench docs integration compose-test soak clean
 .DEFAULT_GOAL := demo
 
 $(VENV)/.installed: pyproject.toml
@@ -24,6 +24,10 @@ test: setup
 integration: setup
 	$(BIN)/python -m pytest tests/integration
 	PCCT_TEST_TARGET=processes $(BIN)/python -m pytest tests/integration
+
+# Kills and stops processes at random under load, for PCCT_SOAK_S seconds; PCCT_SOAK_SEED repeats a run.
+soak: setup
+	PCCT_SOAK_S=$${PCCT_SOAK_S:-180} $(BIN)/python -m pytest tests/integration/test_soak.py
 
 # The compose file for real: says so, and is skipped, where no container engine answers.
 compose-test: setup

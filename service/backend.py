@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import AbstractContextManager
+import time
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Annotated, TypeAlias
 
@@ -15,10 +16,12 @@ from service.problems import GraphDeleted
 from service.settings import ServiceSettings
 from service.traffic import Traffic
 from service.waiting import wait_unless
-from worker.query import Wish
-from worker.store import TERMINAL, GraphRecord, Store
+from worker.query import Wish, wish_from_json
+from worker.store import TERMINAL, GraphRecord, Store, TooManyJobs, UnknownDataset
 from worker.tasks import Queue
 from worker.tracks import Tracks
+
+_QUEUED_LONG_S = 10.0  # a graph is waited for in vain hardly ever; looking whether its job is there costs a round trip
 
 _log = structlog.get_logger(__name__)
 
@@ -72,6 +75,18 @@ class Backend:
             _log.info("graph queued", graph=record.id[:12])
         return record
 
+    async def ensure_job(self, record: GraphRecord) -> None:
+        """See that a graph which has been silent for long has a job: a store that restarted may have lost its last second.
+
+        Silent by our clock; if the store's disagrees, this asks in vain, which changes nothing.
+        """
+        silent_s = abs(time.time() - record.updated_s)
+        if record.state == "queued" and silent_s > _QUEUED_LONG_S:
+            await self.queue.submit(record)
+        elif record.state == "running" and silent_s > self.settings.stale_run_s:
+            with suppress(UnknownDataset, TooManyJobs):
+                await self.ask_graph(record.dataset, wish_from_json(record.spec))
+
     async def wait_graph(self, record: GraphRecord, wait_s: float, request: Request) -> GraphRecord:
         """Return the record when its job has ended, or as it is after wait_s seconds or when this process stops.
 
@@ -93,6 +108,12 @@ class Backend:
         """Return why nothing that is queued can run now, None when it can."""
         workers = await self.store.workers()
         if not workers:
+            usage = await self.store.usage()
+            if usage.limit_bytes and usage.used_bytes >= usage.limit_bytes:
+                return (
+                    f"the store is full: it uses {usage.used_bytes} of {usage.limit_bytes} bytes, and workers cannot report "
+                    "to it; delete datasets and graphs, or raise its maxmemory"
+                )
             return "no worker is running, so nothing that is queued is built; start one with `pcct work`"
         if not any(worker.warm for worker in workers):
             return "the workers are still compiling their kernels; what is queued is built after that"

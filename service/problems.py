@@ -17,7 +17,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import OutOfMemoryError, ReadOnlyError
+from redis.exceptions import OutOfMemoryError, ReadOnlyError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -36,7 +36,8 @@ from service.wire import (
 )
 from worker.eviction import NamespaceFull
 from worker.logs import request_id
-from worker.store import DamagedData, TooManyJobs, UnknownDataset, UnknownGraph
+from worker.patience import refuses_writes
+from worker.store import DamagedData, NewerLayout, TooManyJobs, UnknownDataset, UnknownGraph
 from worker.tracks import TIMEOUT, EpochBackwards, NotAHyperparameter, TooManyTracks, UnknownTrack
 
 MEDIA_TYPE = "application/problem+json"
@@ -129,8 +130,9 @@ _STORE_FULL = Problem(
     HTTPStatus.SERVICE_UNAVAILABLE,
     "store-full",
     "The store takes no more data",
-    cause="Redis or Valkey has reached its memory limit.",
-    fix="Delete datasets and graphs that are not needed, or raise `maxmemory` of the store; then try again.",
+    cause="Redis or Valkey has reached its memory limit, or its disk is full.",
+    fix="Delete datasets and graphs that are not needed, or raise `maxmemory` of the store, or make room on its disk; then "
+    "try again. Nothing is half stored.",
     example=_STORE_DETAIL,
     retry_after_s=30,
 )
@@ -399,6 +401,16 @@ PROBLEMS: Mapping[type[Exception], Problem] = {
         example="16000 bytes do not fit: this namespace may hold 20000 bytes, of which 8000 are in use by tracks and running "
         "jobs; delete tracks or wait for jobs, send fewer points, or have PCCT_NAMESPACE_BYTES raised",
     ),
+    NewerLayout: Problem(
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "newer-layout",
+        "The store belongs to a later release",
+        cause="A later release of pcct has used this store, and this process could read wrongly what that has written.",
+        fix="Operators: upgrade this process, or give it a store of its own.",
+        example="the store has layout 2 of a later release of pcct, this one knows 1; upgrade this process, or give it a "
+        "store of its own (PCCT_REDIS_URL, or --data-dir)",
+        retry_after_s=30,
+    ),
     RedisConnectionError: _STORE_AWAY,
     RedisTimeoutError: _STORE_AWAY,
     ReadOnlyError: _STORE_AWAY,
@@ -560,6 +572,7 @@ def install_problems(app: FastAPI) -> None:
     for kind in PROBLEMS:
         app.add_exception_handler(kind, _answer)
     app.add_exception_handler(HTTPException, _answer_http)
+    app.add_exception_handler(ResponseError, _answer_refusal)
 
 
 def problem_of(error: Exception) -> Problem:
@@ -605,6 +618,13 @@ async def _answer(request: Request, error: Exception) -> JSONResponse:
         detail = problem.example
     extra = {name: getattr(error, name, None) for name in ("row", "field", "state")}
     return _response(problem, problem_body(problem, detail, **extra), getattr(error, "headers", None))
+
+
+async def _answer_refusal(request: Request, error: Exception) -> JSONResponse:
+    """Answer what redis-py has no class for; all else that the store finds wrong with a command is a fault of ours."""
+    if refuses_writes(error):
+        return await _answer(request, OutOfMemoryError(str(error)))
+    raise error
 
 
 def _validation_response(problem: Problem, error: RequestValidationError) -> JSONResponse:

@@ -11,7 +11,7 @@ from typing import IO
 
 _FIRST_PAUSE_S = 0.2
 _LONGEST_PAUSE_S = 10.0
-_STEADY_S = 30.0  # a child that lived this long starts its pauses afresh
+_STEADY_S = 5.0  # a child that lived this long starts its pauses afresh: it does not fail at its start
 
 
 class Lifeline:

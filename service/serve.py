@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import socket
 
 import uvicorn
 from fastapi import FastAPI
+from redis.exceptions import RedisError
 
 from service import lifeline
 from service.access import needs_key
@@ -16,6 +18,7 @@ from service.connections import bounded_protocol, raise_file_limit
 from service.settings import ServiceSettings
 from service.up import open_listener
 from worker.logs import configure_logs
+from worker.store import Store
 from worker.traces import start_traces, stop_traces
 
 _CLOSE_S = 3  # open requests, such as downloads, get this long when the process stops
@@ -35,10 +38,21 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
+async def _check_layout(settings: ServiceSettings) -> None:
+    """Raise NewerLayout for a store of a later release; one that is away is looked at by /readyz once it is there."""
+    store = Store.from_settings(settings)
+    try:
+        await store.check_layout()
+    except RedisError:
+        pass
+    finally:
+        await store.aclose()
+
+
 def run_api(
     settings: ServiceSettings, host: str, port: int, *, listen_fd: int | None = None, lifeline_fd: int | None = None
 ) -> None:
-    """Serve until SIGTERM or SIGINT; raises UpError when the address cannot be had.
+    """Serve until SIGTERM or SIGINT; raises UpError when the address cannot be had, NewerLayout for a later release's store.
 
     listen_fd: a listening socket handed down, instead of host and port. lifeline_fd: the parent's pipe, if any.
     """
@@ -53,6 +67,7 @@ def run_api(
     settings = settings.model_copy(update={"auth": "on" if needs_key(settings.auth, listener) else "off"})
     if listen_fd is None:
         print(f"pcct serves http://{host}:{listener.getsockname()[1]}", flush=True)
+    asyncio.run(_check_layout(settings))
     app = create_app(settings)
     raise_file_limit()
     Server(server_config(app, settings), app).run(sockets=[listener])

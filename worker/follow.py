@@ -164,7 +164,8 @@ class Follower:
             await self._patiently(partial(self.tracks.drop_build, record.id, pending.graph))
 
     async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
-        return await patiently(call, self.stopping)
+        # All of it is small: what says that a version failed because the store is full must get there.
+        return await patiently(call, self.stopping, full=True)
 
 
 class _Teller:

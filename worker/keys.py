@@ -33,6 +33,7 @@ class Keys:
 
     every_change = "pcct:ns:*:changes"  # a pattern of channels
     api_keys = "pcct:api-keys"
+    layout = "pcct:layout"  # String: number of the layout that what lies here has, see `store.LAYOUT`
     metrics = "pcct:metrics"
     tracked = "pcct:tracked"  # set: namespaces that have tracks
     workers = "pcct:workers"

@@ -20,10 +20,11 @@ from redis.exceptions import RedisError
 from pcct_core.spec import Cosine, Euclidean, GraphSpec, Haversine, Inducing, Matern52, Order, Residual
 from worker.follow import Follower
 from worker.logs import configure_logs
+from worker.patience import patiently
 from worker.query import QuerySpec, answer_query
 from worker.run import Build, Runner
 from worker.settings import WorkerSettings
-from worker.store import Store, WorkerInfo
+from worker.store import NewerLayout, Store, WorkerInfo
 from worker.tasks import Job, Queue
 from worker.traces import start_traces, stop_traces
 from worker.tracks import Tracks
@@ -93,9 +94,12 @@ async def _work(settings: WorkerSettings, load_build: Callable[[], Build]) -> in
     sweeps = asyncio.create_task(_sweep(tracks, settings.track_idle_s, leaving), name="pcct sweep")
     status = 0
     try:
+        with suppress(RedisError):  # a first look, before minutes of compiling
+            await store.check_layout()
         started = time.perf_counter()
         build = await _loaded(load_build, stopping)
         if build is not None:
+            await _check_layout(store, stopping)
             threads = settings.refresh_threads or max(1, len(os.sched_getaffinity(0)) - 1)
             runner = Runner(store, queue, settings, build, stopping, settings.threads)
             refresher = Runner(store, None, settings, build, stopping, threads)
@@ -108,6 +112,9 @@ async def _work(settings: WorkerSettings, load_build: Callable[[], Build]) -> in
             async with asyncio.TaskGroup() as group:
                 group.create_task(take(queue, runner.run_job))
                 group.create_task(take(refreshes, follower.run_job))
+    except NewerLayout as error:
+        _log.error("worker refuses to start", reason=str(error))
+        status = 1
     except Exception as error:
         _log.error("worker failed", exc_info=error)
         status = 1
@@ -123,6 +130,12 @@ async def _work(settings: WorkerSettings, load_build: Callable[[], Build]) -> in
             await store.aclose()
     _log.info("worker stopped", worker=name)
     return status
+
+
+async def _check_layout(store: Store, stopping: asyncio.Event) -> None:
+    """Return once the store has a layout that we can read, or the worker is to stop; raises NewerLayout."""
+    with suppress(asyncio.CancelledError):  # which says that it is to stop
+        await patiently(store.check_layout, stopping, full=True)
 
 
 async def _take_jobs(queue: Queue, job: Job, *, name: str, redelivery_s: float, stopping: asyncio.Event) -> None:

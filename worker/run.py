@@ -100,7 +100,7 @@ class Runner:
 
     async def _do_job(self, graph_id: str, request: str) -> None:
         attempt = secrets.token_hex(8)
-        wanted = await self._patiently(
+        wanted = await self._insistently(
             lambda: self.store.mark_running(
                 graph_id,
                 request,
@@ -142,7 +142,7 @@ class Runner:
                 log.error("job failed", exc_info=error)
             else:
                 log.info("job failed", detail=problem["detail"])
-            await self._patiently(lambda: self.store.fail_graph(record.id, attempt, problem))
+            await self._insistently(lambda: self.store.fail_graph(record.id, attempt, problem))
             end = _End("failed")
         finally:
             self.building.remove(record.id)
@@ -260,13 +260,16 @@ class Runner:
 
     async def _hand_back(self, record: GraphRecord, attempt: str, log: structlog.stdlib.BoundLogger) -> None:
         """Queue the job again at once; a worker that dies in between leaves it to the queue's redelivery."""
-        if await self._patiently(lambda: self.store.hand_back(record.id, attempt)):
+        if await self._insistently(lambda: self.store.hand_back(record.id, attempt)):
             if self.queue is not None:
-                await self._patiently(partial(self.queue.submit, record, again=attempt))
+                await self._insistently(partial(self.queue.submit, record, again=attempt))
             log.info("job handed back: this worker stops")
 
     async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
         return await patiently(call, self.stopping)
+
+    async def _insistently(self, call: Callable[[], Awaitable[T]]) -> T:
+        return await patiently(call, self.stopping, full=True)
 
 
 class _End(NamedTuple):

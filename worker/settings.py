@@ -106,10 +106,10 @@ class WorkerSettings(SharedSettings):
     """What one worker process needs besides."""
 
     redelivery_s: float = Field(
-        default=8.0,
+        default=6.0,
         ge=0.2,
         description="A job whose worker has not renewed its lease for this long goes to another worker, seconds; "
-        "noticed within a third more. Default: 8.",
+        "noticed within half as much more. Default: 6.",
     )
     max_attempts: int = Field(
         default=3, ge=1, description="Times a job may end its worker before it counts as failed. Default: 3."

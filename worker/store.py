@@ -35,6 +35,7 @@ from pcct_core.errors import PcctError
 from pcct_core.spec import GraphSpec
 from worker.eviction import EVICT, make_room, member_of
 from worker.keys import Keys
+from worker.patience import dispensable
 from worker.query import Wish
 from worker.settings import SharedSettings
 from worker.traces import origin
@@ -43,6 +44,10 @@ State: TypeAlias = Literal["queued", "running", "ready", "failed", "cancelled"]
 Standing: TypeAlias = Literal["started", "elsewhere", "ended", "unwanted"]
 TERMINAL: frozenset[State] = frozenset({"ready", "failed", "cancelled"})
 ARRAY_NAMES = ("neighbors", "distances", "order", "offsets")
+
+# The layout of what is stored. Releases of one layout share a store, also while one replaces the other: fields may be
+# added, and readers leave alone what they do not know. Whatever an older release would read wrongly takes the next number.
+LAYOUT = 1
 
 MOST_JOBS = 1000  # of one namespace, where nothing else is said
 
@@ -78,6 +83,26 @@ class TooManyJobs(PcctError):
 
 class DamagedData(PcctError):
     """A stored array failed its checksum or lost a piece; it has been dropped, and the message says what to do."""
+
+
+class StagingLost(StoreConnectionError):
+    """What was on its way into the store is not there whole: a store that restarted has lost it, or it has expired.
+
+    An outage like any other: what was being done must be done again.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("the store has lost what was just sent to it")
+
+
+class NewerLayout(PcctError):
+    """The store is used by a later release, whose data this one could read wrongly."""
+
+    def __init__(self, found: int) -> None:
+        super().__init__(
+            f"the store has layout {found} of a later release of pcct, this one knows {LAYOUT}; "
+            "upgrade this process, or give it a store of its own (PCCT_REDIS_URL, or --data-dir)"
+        )
 
 
 @dataclass(frozen=True)
@@ -193,16 +218,26 @@ def open_redis(settings: SharedSettings) -> Redis:
     return client
 
 
+# KEYS: layout. ARGV: our layout. → the layout that the store has now.
+_LAYOUT = """
+local found = tonumber(redis.call('GET', KEYS[1]) or 0)
+if found < tonumber(ARGV[1]) then
+    redis.call('SET', KEYS[1], ARGV[1])
+    return tonumber(ARGV[1])
+end
+return found
+"""
+
 # A dataset exists when its description and all its chunks do. KEYS: description, points, staged, recent, sizes.
 # ARGV: chunk count, its name in recent, bytes, then field, value, … of the description.
-# → 1 when created, 0 when it was there.
+# → 1 when created, 0 when it was there, -1 when not all that was staged is.
 _COMMIT = """
 if redis.call('EXISTS', KEYS[1]) == 1 and redis.call('HLEN', KEYS[2]) == tonumber(ARGV[1]) then
     redis.call('UNLINK', KEYS[3])
     return 0
 end
 if redis.call('HLEN', KEYS[3]) ~= tonumber(ARGV[1]) then
-    return redis.error_reply('the staged upload has expired')
+    return -1
 end
 local now = redis.call('TIME')
 redis.call('ZADD', KEYS[4], tonumber(now[1]) + tonumber(now[2]) / 1e6, ARGV[2])
@@ -218,6 +253,7 @@ return 1
 # token, stale seconds, channel, origin, the dataset's name in recent, namespace, most jobs of it.
 # → -1 no such dataset, -2 the namespace has its most jobs, 1 a job must be queued, 0 nothing to do.
 # A graph that is still queued answers 1 as well: a job key runs once, and asking again heals a submit that was lost.
+# A run that was last seen in the future is as silent as one long ago: the store's clock was set back since.
 _REQUEST = """
 local now = redis.call('TIME')
 now = tonumber(now[1]) + tonumber(now[2]) / 1e6
@@ -225,7 +261,8 @@ local state = redis.call('HGET', KEYS[1], 'state')
 if state == 'ready' and redis.call('HLEN', KEYS[2]) == tonumber(redis.call('HGET', KEYS[1], 'chunks')) then
     return 0
 end
-local running = state == 'running' and now - tonumber(redis.call('HGET', KEYS[1], 'updated_s')) < tonumber(ARGV[5])
+local age = math.abs(now - tonumber(redis.call('HGET', KEYS[1], 'updated_s') or 0))
+local running = state == 'running' and age < tonumber(ARGV[5])
 if running or state == 'queued' then
     redis.call('SADD', KEYS[5], ARGV[1])
     if redis.call('HEXISTS', KEYS[1], 'track') == 1 then
@@ -290,7 +327,7 @@ if state == 'ready' and redis.call('HLEN', KEYS[2]) == tonumber(redis.call('HGET
 end
 if state == 'running' or state == 'queued' then
     local ours = redis.call('HGET', KEYS[1], 'track') == ARGV[7]
-    local age = now - tonumber(redis.call('HGET', KEYS[1], 'updated_s'))
+    local age = math.abs(now - tonumber(redis.call('HGET', KEYS[1], 'updated_s')))
     if not ours then
         redis.call('HSET', KEYS[1], 'shared', 1)
         if state == 'running' and age < tonumber(ARGV[6]) then
@@ -352,15 +389,15 @@ end
 return 1
 """
 
-# KEYS: graph, arrays, staged, recent, sizes, jobs. ARGV: graph id, attempt, channel, its name in recent, bytes, then field,
-# value, … of the record. → 1 or 0.
+# KEYS: graph, arrays, staged, recent, sizes, jobs. ARGV: graph id, attempt, channel, chunk count, its name in recent, bytes,
+# then field, value, … of the record. → 1, 0 when the attempt no longer counts, -1 when not all that was staged is there.
 _PUBLISH = """
 if redis.call('HGET', KEYS[1], 'attempt') ~= ARGV[2] then
     redis.call('UNLINK', KEYS[3])
     return 0
 end
-if redis.call('EXISTS', KEYS[3]) == 0 then
-    return redis.error_reply('the staged graph has expired')
+if redis.call('HLEN', KEYS[3]) ~= tonumber(ARGV[4]) then
+    return -1
 end
 local now = redis.call('TIME')
 redis.call('UNLINK', KEYS[2])
@@ -368,9 +405,9 @@ redis.call('RENAME', KEYS[3], KEYS[2])
 redis.call('PERSIST', KEYS[2])
 redis.call('HDEL', KEYS[1], 'attempt', 'progress', 'error', 'track', 'shared')
 redis.call('HSET', KEYS[1], 'state', 'ready', 'updated_s',
-    string.format('%.6f', tonumber(now[1]) + tonumber(now[2]) / 1e6), unpack(ARGV, 6))
-redis.call('ZADD', KEYS[4], tonumber(now[1]) + tonumber(now[2]) / 1e6, ARGV[4])
-redis.call('HSET', KEYS[5], ARGV[4], ARGV[5])
+    string.format('%.6f', tonumber(now[1]) + tonumber(now[2]) / 1e6), unpack(ARGV, 7))
+redis.call('ZADD', KEYS[4], tonumber(now[1]) + tonumber(now[2]) / 1e6, ARGV[5])
+redis.call('HSET', KEYS[5], ARGV[5], ARGV[6])
 redis.call('SREM', KEYS[6], ARGV[1])
 redis.call('PUBLISH', ARGV[3], ARGV[1])
 return 1
@@ -430,6 +467,7 @@ return redis.call('HSETNX', KEYS[2], ARGV[1], ARGV[2])
 """
 
 _SCRIPTS = {
+    "layout": _LAYOUT,
     "profile": _PROFILE,
     "commit": _COMMIT,
     "request": _REQUEST,
@@ -515,9 +553,14 @@ class Store:
         await self._watch.aclose()
         await self._redis.aclose()
 
-    async def ping(self) -> None:
-        """Return when the store answers; raise RedisError when it does not."""
-        await cast(Any, self._redis.ping())
+    async def check_layout(self) -> None:
+        """Return when this release can read what is stored, and older ones know that; raises NewerLayout."""
+        raw = await cast(Any, self._redis.get(Keys.layout))
+        found = int(raw or 0)
+        if found < LAYOUT:
+            found = await self.run_script("layout", [Keys.layout], [LAYOUT])
+        if found > LAYOUT:
+            raise NewerLayout(found)
 
     async def usage(self) -> Usage:
         """Return how much memory the store uses."""
@@ -745,8 +788,10 @@ class Store:
             answer = await self.run_script(
                 "publish",
                 [keys.graph(id), keys.arrays(id), staging.key, keys.recent, keys.sizes, keys.jobs],
-                [id, attempt, keys.changes, member_of("graph", id), size, *_flat(fields)],
+                [id, attempt, keys.changes, staging.count, member_of("graph", id), size, *_flat(fields)],
             )
+            if answer < 0:
+                raise StagingLost
         except BaseException:
             await asyncio.shield(staging.remove())
             raise
@@ -851,12 +896,10 @@ class Store:
         values = await cast(Any, self._redis.mget([Keys.worker(name) for name in names]))
         gone = [name for name, value in zip(names, values, strict=True) if value is None]
         if gone:
-            await cast(Any, self._redis.srem(Keys.workers, *gone))
-        return [
-            WorkerInfo(name=name, **json.loads(value))
-            for name, value in zip(names, values, strict=True)
-            if value is not None
-        ]
+            with dispensable():
+                await cast(Any, self._redis.srem(Keys.workers, *gone))
+        found = {name: json.loads(value) for name, value in zip(names, values, strict=True) if value is not None}
+        return [WorkerInfo(name, beat["pid"], beat["warm"], beat["graph"]) for name, beat in found.items()]
 
     # Inside
 
@@ -869,7 +912,12 @@ class Store:
         async with self._redis.pipeline(transaction=False) as pipe:
             pipe.hgetall(key)
             pipe.zadd(self._keys.recent, {member: time.time()}, xx=True)
-            raw, _ = await pipe.execute()
+            raw, noted = await pipe.execute(raise_on_error=False)
+        if isinstance(raw, Exception):
+            raise raw
+        with dispensable():
+            if isinstance(noted, Exception):
+                raise noted
         return {name.decode(): value.decode() for name, value in raw.items()}
 
     def _uncount(self, pipe: Pipeline, member: str) -> None:
@@ -990,6 +1038,8 @@ class Upload:
             [keys.dataset(id), keys.points(id), self._staging.key, keys.recent, keys.sizes],
             [self._staging.count, member_of("dataset", id), size, *_flat(fields)],
         )
+        if created < 0:
+            raise StagingLost
         self._committed = True
         return dataset, bool(created)
 

@@ -149,7 +149,7 @@ class Queue:
             _log.warning("job refused: it is none of ours", job=ticket[:80])
             return
         delivery = secrets.token_hex(8)
-        name = await patiently(partial(self._ask, self._turns.take, ticket, delivery), stopping)
+        name = await patiently(partial(self._ask, self._turns.take, ticket, delivery), stopping, full=True)
         if name is None:
             return
         try:
@@ -167,7 +167,7 @@ class Queue:
             await job(parts[1], parts[2], parts[3])
 
     async def _finish(self, ticket: str, delivery: str, name: str, stopping: asyncio.Event) -> None:
-        await patiently(partial(self._ask, self._turns.finish, ticket, delivery, name), stopping)
+        await patiently(partial(self._ask, self._turns.finish, ticket, delivery, name), stopping, full=True)
 
     async def _mend(self, stopping: asyncio.Event) -> None:
         """Make tickets for jobs that have none, because whoever queued them died before making it."""

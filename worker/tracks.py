@@ -28,6 +28,7 @@ from pcct_core.points import check_shape, lengthscale_of
 from pcct_core.spec import Euclidean, GraphSpec, Metric, Residual, metric_from_json
 from worker.keys import Keys
 from worker.metrics import BUILD_S, DECISIONS, ERRORS, QUEUE_WAIT_S, STALENESS, Samples, observe, read_samples
+from worker.patience import dispensable
 from worker.store import Store, UnknownDataset, graph_id, wait_for_change
 from worker.traces import origin
 
@@ -842,7 +843,8 @@ class Tracks:
             for old in [old for old, used in self._uses.items() if now - used >= _USE_S]:
                 del self._uses[old]
         self._uses[name] = now
-        await self._run("use", [self._keys.track(id), self._keys.tracks, Keys.tracked], [id, self._store.namespace])
+        with dispensable():
+            await self._run("use", [self._keys.track(id), self._keys.tracks, Keys.tracked], [id, self._store.namespace])
 
     async def _delete(self, id: str, idle_s: float) -> bool:
         keys = [self._keys.track(id), self._keys.track_events(id), self._keys.tracks]

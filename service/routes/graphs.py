@@ -132,6 +132,7 @@ async def read_graph(
     """Describe a graph; with `Prefer: wait=SECONDS` as soon as it has ended."""
     wait_s = granted_wait(prefer, backend)
     record = await _find_graph(graph_id, backend)
+    await backend.ensure_job(record)
     answer = await graph_answer(await backend.wait_graph(record, wait_s or 0.0, request), backend, wait_s)
     answer.status_code = 200
     return answer

@@ -32,7 +32,7 @@ async def read_livez() -> dict[str, str]:
 async def read_readyz(response: Response, backend: InOpenBackend) -> ReadyBody:
     """Say that the store and the queue answer and that a warm worker is there; 503 with what is missing otherwise."""
     response.headers["Cache-Control"] = "no-store"
-    await backend.store.ping()
+    await backend.store.check_layout()
     jobs = await backend.queue.depth() + await backend.refreshes.depth()
     warning = await backend.warning()
     if warning is not None:

@@ -18,10 +18,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import httpx
 import numpy as np
@@ -181,14 +181,20 @@ class Deployment:
             process.communicate(timeout=PATIENCE_S)
 
 
-@pytest.fixture
-def deployment(tmp_path: Path) -> Iterator[Deployment]:
-    """A deployment with one worker, ready; redelivery is quick, so that a killed worker is soon replaced."""
+@contextmanager
+def run_deployment(
+    directory: Path, data_dir: Path, reach: Callable[[Path], str] = lambda socket: f"unix://{socket}"
+) -> Iterator[Deployment]:
+    """Run a deployment with one worker, ready; redelivery is quick, so that a killed worker is soon replaced.
+
+    data_dir: of the store. reach: returns the URL by which API and worker reach the store on a socket.
+    """
     lifeline = Lifeline()
-    store = EmbeddedStore(tmp_path / "data", lifeline)
+    store = EmbeddedStore(data_dir, lifeline)
     store.start()
-    ours = {"PCCT_REDIS_URL": store.url, "PCCT_REDELIVERY_S": "1", "PCCT_HEARTBEAT_S": "0.2"}
-    running = Deployment(tmp_path, store, lifeline, {**os.environ, **ours})
+    url = reach(Path(store.url.removeprefix("unix://")))
+    ours = {"PCCT_REDIS_URL": url, "PCCT_REDELIVERY_S": "1", "PCCT_HEARTBEAT_S": "0.2"}
+    running = Deployment(directory, store, lifeline, {**os.environ, **ours})
     try:
         running.start_api()
         running.start_worker()
@@ -200,13 +206,28 @@ def deployment(tmp_path: Path) -> Iterator[Deployment]:
         lifeline.close()
 
 
+@pytest.fixture(scope="session")
+def start_deployment() -> Callable[..., AbstractContextManager[Deployment]]:
+    """Starts a deployment; see `run_deployment`."""
+    return run_deployment
+
+
+@pytest.fixture
+def deployment(tmp_path: Path) -> Iterator[Deployment]:
+    """A deployment with one worker, ready."""
+    with run_deployment(tmp_path, tmp_path / "data") as running:
+        yield running
+
+
 class Up:
-    """`pcct up` on a free port."""
+    """`pcct up` on a free port. errors: where it logs, for one that logs more than a pipe holds; None for a pipe."""
 
     until = staticmethod(until)
     is_alive = staticmethod(is_alive)
 
-    def __init__(self, data_dir: Path, *arguments: str, port: int = 0, stderr: int | None = subprocess.PIPE) -> None:
+    def __init__(
+        self, data_dir: Path, *arguments: str, port: int = 0, stderr: int | IO[str] | None = subprocess.PIPE
+    ) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "service.cli", "up", "--port", str(port), "--data-dir", str(data_dir), *arguments],
             env={name: value for name, value in os.environ.items() if not name.startswith("PCCT_")},
@@ -238,7 +259,7 @@ def starting() -> Iterator[Callable[..., Up]]:
     """Start `pcct up`; whatever still runs at the end is killed, children included."""
     started: list[Up] = []
 
-    def start(data_dir: Path, *arguments: str, port: int = 0, stderr: int | None = subprocess.PIPE) -> Up:
+    def start(data_dir: Path, *arguments: str, port: int = 0, stderr: int | IO[str] | None = subprocess.PIPE) -> Up:
         started.append(Up(data_dir, *arguments, port=port, stderr=stderr))
         return started[-1]
 

@@ -37,7 +37,8 @@ from service.wire import (
     WrongLength,
 )
 from worker.eviction import NamespaceFull
-from worker.store import DamagedData, Store, TooManyJobs, UnknownDataset, UnknownGraph
+from worker.keys import Keys
+from worker.store import DamagedData, NewerLayout, Store, TooManyJobs, UnknownDataset, UnknownGraph
 from worker.tracks import EpochBackwards, NotAHyperparameter, TooManyTracks, UnknownTrack
 
 pytestmark = pytest.mark.anyio
@@ -375,6 +376,12 @@ async def stalled(stage: Stage) -> httpx.Response:
 
 @provokes(problems.NotReady)
 async def without_worker(stage: Stage) -> httpx.Response:
+    return await (await stage.service(worker=False)).client.get("/readyz")
+
+
+@provokes(NewerLayout)
+async def with_a_store_of_a_later_release(stage: Stage) -> httpx.Response:
+    await stage.redis.set(Keys.layout, 99)
     return await (await stage.service(worker=False)).client.get("/readyz")
 
 

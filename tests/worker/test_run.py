@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as StoreConnectionError
+from redis.exceptions import OutOfMemoryError, ResponseError
 
 from pcct_core.errors import Cancelled, InvalidPoints, InvalidSpec, NotPositiveDefinite
 from pcct_core.graph import Graph, build_graph
@@ -243,6 +244,39 @@ async def test_run_job_waits_out_an_outage(
     await job
     assert len(tries) == 3
     assert (await store.graph(record.id)).state == "ready"
+
+
+FULL = [
+    OutOfMemoryError("command not allowed when used memory > 'maxmemory'."),
+    ResponseError("MISCONF Errors writing to the AOF file: No space left on device"),
+]
+
+
+@pytest.mark.parametrize("error", FULL, ids=["memory", "disk"])
+async def test_run_job_that_the_store_has_no_room_for_ends_once_it_takes_the_reason(
+    make_runner: Callable[..., Runner],
+    store: Store,
+    record: GraphRecord,
+    monkeypatch: pytest.MonkeyPatch,
+    error: ResponseError,
+) -> None:
+    real, tries = store.fail_graph, []
+
+    async def publish(*arguments: Any) -> bool:
+        raise error
+
+    async def fail(*arguments: Any) -> bool:
+        tries.append(arguments)
+        if len(tries) < 3:
+            raise error
+        return await real(*arguments)
+
+    monkeypatch.setattr(store, "publish_graph", publish)
+    monkeypatch.setattr(store, "fail_graph", fail)
+    await make_runner().run_job(record.namespace, record.id, record.request)
+    failed = await store.graph(record.id)
+    assert (failed.state, failed.error["type"]) == ("failed", "store-refused")
+    assert len(tries) == 3
 
 
 async def test_run_job_leaves_the_job_to_the_queue_when_stopping_in_an_outage(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from typing import Any
 
@@ -11,9 +12,12 @@ from redis.asyncio import Redis
 from pcct_core.spec import GraphSpec
 from worker.keys import Keys
 from worker.store import (
+    LAYOUT,
     DamagedData,
     Dataset,
     GraphRecord,
+    NewerLayout,
+    StagingLost,
     Store,
     UnknownDataset,
     UnknownGraph,
@@ -138,6 +142,88 @@ async def test_delete_dataset_removes_everything(store: Store, dataset: Dataset,
     assert await store.delete_dataset(dataset.id)
     assert not await store.delete_dataset(dataset.id)
     assert await stored_keys(redis) == set()
+
+
+async def test_upload_whose_chunks_were_lost_is_not_kept(store: Store, points: np.ndarray, redis: Redis) -> None:
+    async with store.upload(*points.shape, "float64") as upload:
+        await upload.write(points.tobytes())
+        await upload._staging.settle()
+        (staged,) = await stored_keys(redis)
+        await redis.hdel(staged, "1")  # as a store does that restarts without its last second
+        with pytest.raises(StagingLost, match="the store has lost what was just sent"):
+            await upload.commit("a" * 64)
+    assert await stored_keys(redis) == set()
+
+
+# Releases
+
+
+async def test_check_layout_raises_the_number_and_refuses_a_higher_one(store: Store, redis: Redis) -> None:
+    await store.check_layout()
+    await store.check_layout()
+    assert await redis.get(Keys.layout) == str(LAYOUT).encode()
+    await redis.set(Keys.layout, LAYOUT - 1)
+    await store.check_layout()
+    assert await redis.get(Keys.layout) == str(LAYOUT).encode()
+    await redis.set(Keys.layout, LAYOUT + 1)
+    with pytest.raises(NewerLayout, match=f"layout {LAYOUT + 1} of a later release"):
+        await store.check_layout()
+    assert await redis.get(Keys.layout) == str(LAYOUT + 1).encode()
+
+
+async def test_records_of_another_release_of_this_layout_are_read(store: Store, dataset: Dataset, redis: Redis) -> None:
+    record = await finish(store, dataset)
+    keys = Keys()
+    await store.beat(WorkerInfo("a", 1, warm=True, graph=None), 60)
+    before = (await store.dataset(dataset.id), await store.graph(record.id), await store.workers())
+    for key in (keys.dataset(dataset.id), keys.graph(record.id)):
+        await redis.hset(key, "added_later", "x")
+    await redis.hdel(keys.dataset(dataset.id), "chunk_bytes")
+    await redis.hdel(keys.graph(record.id), "origin")
+    beat = json.loads(await redis.get(Keys.worker("a")))
+    await redis.set(Keys.worker("a"), json.dumps(beat | {"added_later": 1}))
+    assert (await store.dataset(dataset.id), await store.graph(record.id), await store.workers()) == before
+    assert await store.origin(record.id) == ""
+    assert len(await store.load_points(dataset.id)) == dataset.n
+    assert np.array_equal(await store.load_array(record.id, "order"), arrays()["order"])
+
+
+# Clocks
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+async def test_request_graph_renews_a_dead_run_after_the_clock_was_set(
+    store: Store, dataset: Dataset, redis: Redis, hours: int
+) -> None:
+    record = await start(store, dataset)
+    await redis.hset(Keys().graph(record.id), "updated_s", record.updated_s - hours * 3600)
+    again, needed = await store.request_graph(dataset.id, SPEC)
+    assert needed
+    assert again.request != record.request
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+async def test_request_graph_leaves_a_live_run_alone_after_the_clock_was_set(
+    store: Store, dataset: Dataset, redis: Redis, hours: int
+) -> None:
+    record = await start(store, dataset)
+    await redis.hset(Keys().graph(record.id), "updated_s", record.updated_s - hours * 3600)
+    assert await store.set_progress(record.id, "one", None)
+    again, needed = await store.request_graph(dataset.id, SPEC)
+    assert not needed
+    assert again.request == record.request
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+async def test_wait_graph_does_not_look_at_the_wall_clock(
+    store: Store, dataset: Dataset, monkeypatch: pytest.MonkeyPatch, hours: int
+) -> None:
+    record = await start(store, dataset)
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + hours * 3600)
+    begun = time.monotonic()
+    assert (await store.wait_graph(record.id, 0.3)).state == "running"
+    assert 0.3 <= time.monotonic() - begun < 30
 
 
 # Requests
@@ -270,6 +356,26 @@ async def test_publish_graph_by_a_lost_attempt_changes_nothing(store: Store, dat
     assert not await store.publish_graph(record.id, "one", zeros, {}, {})
     assert await stored_keys(redis) == before
     assert np.array_equal(await store.load_array(record.id, "neighbors"), arrays()["neighbors"])
+
+
+async def test_publish_graph_whose_chunks_were_lost_can_be_repeated(
+    store: Store, dataset: Dataset, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = await start(store, dataset)
+    run = store.run_script
+
+    async def lose_a_chunk(script: str, keys: list[str], args: list[Any]) -> int:
+        if script == "publish":
+            await redis.hdel(keys[2], "order:0")
+        return await run(script, keys, args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "run_script", lose_a_chunk)
+        with pytest.raises(StagingLost):
+            await store.publish_graph(record.id, "one", arrays(), {}, {})
+    assert (await store.graph(record.id)).state == "running"
+    assert await store.publish_graph(record.id, "one", arrays(), {}, {})
+    assert np.array_equal(await store.load_array(record.id, "order"), arrays()["order"])
 
 
 async def test_publish_graph_in_any_memory_order(store: Store, dataset: Dataset) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from pcct_core.spec import GraphSpec
 from worker.keys import Keys
+from worker.query import wish_from_json
 
 pytestmark = pytest.mark.anyio
 
@@ -363,3 +364,35 @@ async def test_unknown_graphs_are_not_found(service, id, method, path):
     answer = await service.client.request(method, f"/v1/graphs/{id}{path}")
     assert answer.status_code == 404
     assert answer.json()["type"] == "/problems/unknown-graph"
+
+
+async def test_read_graph_queues_a_job_that_the_store_has_lost(service, redis) -> None:
+    store = service.app.state.backend.store
+    dataset = await service.upload(POINTS)
+    record, _ = await store.request_graph(dataset, wish_from_json(KNN))
+    await redis.hincrbyfloat(store.keys.graph(record.id), "updated_s", -60)
+    answer = await service.client.get(f"/v1/graphs/{record.id}", headers={"Prefer": "wait=20"})
+    assert answer.json()["state"] == "ready"
+
+
+async def test_read_graph_queues_a_run_that_fell_silent_again(service, redis) -> None:
+    store = service.app.state.backend.store
+    dataset = await service.upload(POINTS)
+    record, _ = await store.request_graph(dataset, wish_from_json(KNN))
+    assert await store.mark_running(record.id, record.request, "dead", max_attempts=3, exhausted={})
+    assert (await service.client.get(f"/v1/graphs/{record.id}")).json()["state"] == "running"
+    await redis.hincrbyfloat(store.keys.graph(record.id), "updated_s", -3600)
+    assert (await service.client.get(f"/v1/graphs/{record.id}")).status_code == 200
+    answer = await service.client.get(f"/v1/graphs/{record.id}", headers={"Prefer": "wait=20"})
+    assert answer.json()["state"] == "ready"
+
+
+async def test_read_graph_of_a_silent_run_without_its_dataset_shows_it(start_service, redis) -> None:
+    async with start_service(worker=False) as service:
+        store = service.app.state.backend.store
+        dataset = await service.upload(POINTS)
+        record, _ = await store.request_graph(dataset, wish_from_json(KNN))
+        assert await store.mark_running(record.id, record.request, "dead", max_attempts=3, exhausted={})
+        await redis.hincrbyfloat(store.keys.graph(record.id), "updated_s", -3600)
+        await store.delete_dataset(dataset)
+        assert (await service.client.get(f"/v1/graphs/{record.id}")).json()["state"] == "running"
