@@ -25,6 +25,7 @@ from service.settings import AuthMode
 from worker.keys import DEFAULT_NAMESPACE
 
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
+_SET_BACK_S = 1.0  # a wall clock that goes back by more was set
 _UNIX = "unix"  # who calls through a socket file has no address
 
 
@@ -76,10 +77,16 @@ class Limiter:
 
     def __init__(self, text: str) -> None:
         self._limits = tuple(parse_many(text))
+        self._latest = 0.0
         self._windows = SlidingWindowCounterRateLimiter(MemoryStorage())
 
     async def count(self, caller: str) -> None:
         """Count a request; raises RateLimited."""
+        now = time.time()
+        if now < self._latest - _SET_BACK_S:
+            # `limits` counts by the wall clock: one that was set back would lock everybody out for as long.
+            self._windows = SlidingWindowCounterRateLimiter(MemoryStorage())
+        self._latest = now
         for limit in self._limits:
             if not await self._windows.hit(limit, caller):
                 reset = (await self._windows.get_window_stats(limit, caller)).reset_time

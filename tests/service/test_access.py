@@ -313,6 +313,15 @@ class TestLimits:
         with pytest.raises(RateLimited, match="more than 5 requests in 60 s"):
             await limiter.count("a")
 
+    async def test_a_clock_that_is_set_back_locks_nobody_out(self, clock):
+        limiter = Limiter("1/minute")
+        await limiter.count("a")
+        clock[0] -= 3600
+        await limiter.count("a")
+        with pytest.raises(RateLimited) as refused:
+            await limiter.count("a")
+        assert int(refused.value.headers["Retry-After"]) <= 60
+
     async def test_requests_over_the_rate_are_429_and_probes_are_not_counted(self, start_service, clock):
         async with start_service(rate_limit="2/minute") as service:
             url = f"/v1/datasets/{'0' * 64}"
