@@ -1,27 +1,56 @@
-"""Arrow IPC streams, in answers only: tables of arrays. pyarrow is an extra, loaded when the first stream is asked for.
+"""Arrow IPC streams: tables of arrays out, points in. pyarrow is an extra, loaded when the first stream is asked for.
 
-Bodies are not read: on a damaged stream pyarrow has read beyond its buffers, which ends the process for everybody.
+Bodies are read by a process of their own, `service.arrow_reader`: on a damaged stream pyarrow has read beyond its buffers,
+which ends the process that does it for everybody.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+import json
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator, Sequence
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import structlog
 
-from service.wire import ARROW, ArrayStream, Drain, NothingAcceptable
+from pcct_core.errors import InvalidPoints
+from pcct_core.points import Points
+from service.wire import (
+    ARROW,
+    NPY,
+    ArrayStream,
+    BodyTooLarge,
+    Drain,
+    Layout,
+    Limits,
+    MalformedArray,
+    NothingAcceptable,
+    UnsupportedBody,
+    WrongLength,
+    npy_header,
+    points_decoder,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 _BATCH_BYTES = 1 << 20
+_READER = Path(__file__).with_name("arrow_reader.py")
+_READER_S = 120  # it bounds its processor time itself; this is for a machine that does nothing
+# One thread, and memory that is given back: the reader lives for one body.
+_READER_ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "ARROW_DEFAULT_MEMORY_POOL": "system"}
+_END = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 _HINT = f"{ARROW} needs pyarrow, which is not installed at this service: pip install 'pcct[arrow]'"
+
+_log = structlog.get_logger(__name__)
 
 
 def is_installed() -> bool:
-    """Return whether Arrow streams can be written here."""
+    """Return whether Arrow streams can be read and written here."""
     return find_spec("pyarrow") is not None
 
 
@@ -85,3 +114,65 @@ def _column(rows: np.ndarray[Any, Any], kind: pa.DataType) -> pa.Array:
 
     values = pa.array(rows.reshape(-1))
     return values if rows.ndim == 1 else pa.FixedSizeListArray.from_arrays(values, type=kind)
+
+
+class ArrowDecoder:
+    """Takes an Arrow stream, which is held whole, and gives its rows; a decoder like those of `service.wire`."""
+
+    def __init__(self, limits: Limits) -> None:
+        if not is_installed():
+            raise UnsupportedBody(f"{_HINT}; or send a .npy file")
+        self.layout: Layout | None = None
+        self._limits = limits
+        self._body = bytearray()
+
+    def feed(self, piece: bytes) -> Iterator[Points]:
+        """Keep the next piece; raises BodyTooLarge."""
+        self._body += piece
+        if len(self._body) > self._limits.max_fortran_bytes:
+            raise BodyTooLarge(
+                f"an Arrow stream may have {self._limits.max_fortran_bytes} bytes here; send a .npy file, which is not held "
+                "in memory"
+            )
+        yield from ()
+
+    def finish(self) -> Iterator[Points]:
+        """Yield all rows; raises MalformedArray, WrongLength, BodyTooLarge or InvalidPoints."""
+        body, self._body = self._body, bytearray()
+        if not body.endswith(_END):
+            raise WrongLength(
+                "the body does not end with the end mark of an Arrow stream: it was cut short, its writer was not closed, or "
+                "it is no Arrow stream; an Arrow file has another format"
+            )
+        dtype, shape, rows = _read_apart(body, self._limits.max_fortran_bytes)
+        # From here on it is what any .npy file would be, held to the same limits.
+        decoder = points_decoder(NPY, None, None, {}, self._limits)
+        yield from decoder.feed(npy_header(dtype, shape))
+        self.layout = decoder.layout
+        for start in range(0, len(rows), _BATCH_BYTES):
+            yield from decoder.feed(rows[start : start + _BATCH_BYTES])
+        yield from decoder.finish()
+
+
+def _read_apart(body: bytearray, limit: int) -> tuple[str, tuple[int, int], bytes]:
+    """Return dtype, shape and rows of an Arrow stream, read by a process that may come to an end."""
+    command = [sys.executable, "-I", str(_READER), str(limit)]
+    try:
+        done = subprocess.run(
+            command, input=body, capture_output=True, timeout=_READER_S, check=False, env=_READER_ENVIRONMENT
+        )
+    except subprocess.TimeoutExpired:
+        raise MalformedArray(f"the Arrow stream was not read within {_READER_S} s; send a .npy file") from None
+    if done.returncode != 0:
+        said = done.stderr[-2000:].decode(errors="replace")
+        _log.warning("arrow_reader_ended", status=done.returncode, bytes=len(body), said=said)
+        raise MalformedArray(
+            "the body is not an Arrow stream that can be read; send what pyarrow.ipc.new_stream writes"
+        )
+    verdict = json.loads(done.stderr.splitlines()[-1])
+    detail = verdict.get("detail", "")
+    if "fault" not in verdict:
+        return verdict["dtype"], tuple(verdict["shape"]), done.stdout
+    if verdict["fault"] == "points":
+        raise InvalidPoints(detail, verdict["row"])
+    raise (BodyTooLarge if verdict["fault"] == "large" else MalformedArray)(detail)

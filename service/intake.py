@@ -16,9 +16,10 @@ from pydantic import BaseModel, ValidationError
 from pcct_core.errors import InvalidPoints, InvalidSpec
 from pcct_core.points import Points, check_finite, check_metric, check_shape
 from pcct_core.spec import Cosine, GraphSpec, Haversine, Inducing, Metric, Residual
+from service.arrow import ArrowDecoder
 from service.problems import UploadStalled
 from service.settings import ServiceSettings
-from service.wire import BodyTooLarge, Layout, npy_header, points_decoder
+from service.wire import ARROW, BodyTooLarge, Layout, npy_header, points_decoder
 from worker.cost import build_bytes
 from worker.query import QuerySpec, check_query
 from worker.settings import ENTRY_BYTES
@@ -150,12 +151,13 @@ async def receive_points(
         int(length) if length.isdecimal() else None,
         request.query_params,
         settings.limits,
+        {ARROW: ArrowDecoder},
     )
     async with _Arrival(store, purpose) as arrival:
         async for piece in _pieces(request, settings):
             for rows in decoder.feed(piece):
                 await arrival.take(rows, decoder.layout)
-        # What had to be held whole (JSON, Fortran order) is turned in a thread, so that nobody else waits for it.
+        # What had to be held whole (JSON, Arrow, Fortran order) is turned in a thread, so that nobody else waits for it.
         rest = decoder.finish()
         while (last := await asyncio.to_thread(_next_rows, rest)) is not None:
             await arrival.take(last, decoder.layout)

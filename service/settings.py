@@ -40,7 +40,8 @@ class ServiceSettings(SharedSettings):
     max_fortran_bytes: int = Field(
         default=64 << 20,
         ge=0,
-        description="Largest upload in Fortran order, which is held in memory whole, bytes. Default: 64 MiB.",
+        description="Largest upload in Fortran order or as an Arrow stream, which are held in memory whole, bytes. "
+        "Default: 64 MiB.",
     )
     max_json_bytes: int = Field(
         default=4 << 20, ge=0, description="Largest array sent as JSON, bytes of text. Default: 4 MiB."

@@ -23,6 +23,7 @@ import math
 import zipfile
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -160,8 +161,11 @@ def points_decoder(
     content_length: int | None,
     query: Mapping[str, str],
     limits: Limits,
+    others: Mapping[str, Callable[[Limits], PointsDecoder]] = MappingProxyType({}),
 ) -> PointsDecoder:
     """Return the decoder for a body by its headers and the query parameters `dtype`, `shape` and `tensor`.
+
+    others: decoders of further media types, which need more than the bytes.
 
     Raises UnsupportedBody for a type nothing reads, BodyTooLarge when Content-Length is already over the limit.
     """
@@ -187,15 +191,15 @@ def points_decoder(
         return _RowDecoder(_raw_layout(query, limits), 0, content_length)
     if media == RAW or media in _UNDECLARED:
         return _SniffingDecoder(limits, content_length, media)
-    if media == ARROW:
-        raise UnsupportedBody(f"Arrow streams are only written here, not read; {HOW_TO_SEND}")
+    if media in others:
+        return others[media](limits)
     if media in _ARCHIVES:
         raise UnsupportedBody(NO_ARCHIVES)
     if media == "multipart/form-data":
         raise UnsupportedBody(f"multipart/form-data is not read here (curl -F sends it); {HOW_TO_SEND}")
     raise UnsupportedBody(
-        f"Content-Type {media} is not read here; use {NPY}, {RAW} with ?dtype=&shape=, {SAFETENSORS} "
-        f"or {JSON}: {HOW_TO_SEND}"
+        f"Content-Type {media} is not read here; use {', '.join((NPY, SAFETENSORS, *others, JSON))}, or {RAW} with "
+        f"?dtype=&shape=: {HOW_TO_SEND}"
     )
 
 

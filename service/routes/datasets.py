@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from service.backend import InBackend
 from service.intake import receive_points
-from service.wire import JSON, NPY, RAW, SAFETENSORS
+from service.wire import ARROW, JSON, NPY, RAW, SAFETENSORS
 from worker.store import Dataset, UnknownDataset
 
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
@@ -19,11 +19,13 @@ ARRAY_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "description": "A float32 or float64 array (n, d): a .npy file, raw little-endian numbers with ?dtype=&shape=, "
-        "a safetensors file (?tensor=NAME where it has several), or a small JSON list of rows.",
+        "a safetensors file (?tensor=NAME where it has several), a small JSON list of rows, or, with the extra arrow, an Arrow "
+        "stream of one column of fixed-size lists or of one column per dimension.",
         "content": {
             NPY: {"schema": {"type": "string", "format": "binary"}},
             RAW: {"schema": {"type": "string", "format": "binary"}},
             SAFETENSORS: {"schema": {"type": "string", "format": "binary"}},
+            ARROW: {"schema": {"type": "string", "format": "binary"}},
             JSON: {"schema": {"type": "array", "items": {"type": "array", "items": {"type": "number"}}}},
         },
     }

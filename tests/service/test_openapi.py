@@ -16,7 +16,7 @@ from service.settings import ServiceSettings
 schema = schemathesis.openapi.from_dict(create_app(ServiceSettings()).openapi())
 
 
-@schemathesis.serializer("application/x-npy", "application/x-safetensors")
+@schemathesis.serializer("application/x-npy", "application/x-safetensors", "application/vnd.apache.arrow.stream")
 def as_bytes(_context: object, value: Any) -> bytes:
     """Send binary formats as generated: noise, which must be refused like any other wrong array."""
     return value if isinstance(value, bytes) else str(value).encode(errors="surrogatepass")
