@@ -478,6 +478,11 @@ def refused(reply: Reply) -> Exception:
         return ServerUnavailable(f"the service cannot work just now ({said}); try again shortly", _retry_after(reply))
     if reply.status == 429:
         return RateLimited(429, problem, _retry_after(reply))
+    if reply.status == 404 and str(problem.get("type")).rpartition("/")[2] == "not-found":
+        said = problem.get("detail") or "there is no such path"
+        return BadAnswer(
+            f"{said}: give the client the URL of the pcct service alone, without what comes after it, as /v1"
+        )
     if reply.status < 400 or reply.status == 405 or not (problem or reply.content == b""):
         return BadAnswer(f"HTTP {reply.status} came back without a reason; is this the URL of a pcct service?")
     return refusal(reply.status, problem)

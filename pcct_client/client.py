@@ -29,7 +29,7 @@ from pcct_client.calls import (
     Rest,
     Step,
 )
-from pcct_client.errors import ClientError, InvalidArray, ServerUnavailable
+from pcct_client.errors import ClientClosed, ClientError, InvalidArray, InvalidUrl, ServerUnavailable
 from pcct_client.following import EventHandler, Following, RefreshPolicy, track_spec
 from pcct_client.graph import Graph
 from pcct_client.progress import ProgressOption, watched
@@ -40,6 +40,7 @@ from pcct_client.settings import key_to_send
 T = TypeVar("T")
 
 _SHORTEST_TIMEOUT_S = 0.01
+_LARGEST_PORT = 65535
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -285,6 +286,8 @@ class Client:
 
     def _exchange(self, call: Call) -> Reply:
         content = call.content() if call.body is None else call.pieces()
+        if self._http.is_closed:
+            raise ClientClosed(_url(self._http.base_url))
         request = self._http.build_request(
             call.method, call.path, content=content, headers=call.headers(), timeout=_timeouts(call)
         )
@@ -501,6 +504,8 @@ class AsyncClient:
 
     async def _exchange(self, call: Call) -> Reply:
         content = call.content() if call.body is None else _async_pieces(call)
+        if self._http.is_closed:
+            raise ClientClosed(_url(self._http.base_url))
         request = self._http.build_request(
             call.method, call.path, content=content, headers=call.headers(), timeout=_timeouts(call)
         )
@@ -528,12 +533,14 @@ def _points(data: Any, columns: Sequence[str] | None) -> Any:
 
 
 def _base_url(url: str) -> httpx.URL:
+    """Return the parsed URL. Raises InvalidUrl for what cannot be the URL of a service."""
     try:
         base = httpx.URL(url)
-    except httpx.InvalidURL as error:
-        raise ValueError(f"{url!r} is not a URL ({error}); use one such as http://127.0.0.1:8000") from error
-    if base.scheme not in ("http", "https") or not base.host:
-        raise ValueError(f"{url!r} is not the URL of a service; use one such as http://127.0.0.1:8000")
+    except (httpx.InvalidURL, TypeError) as error:
+        raise InvalidUrl(f"{url!r} is not a URL ({error}); use one such as http://127.0.0.1:8000") from error
+    has_port = base.port is None or 1 <= base.port <= _LARGEST_PORT
+    if base.scheme not in ("http", "https") or not base.host or not has_port:
+        raise InvalidUrl(f"{url!r} is not the URL of a service; use one such as http://127.0.0.1:8000")
     return base
 
 

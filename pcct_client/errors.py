@@ -5,6 +5,8 @@ ClientError
 ├── MissingExtra (also an ImportError)    a library that is not installed was asked for
 ├── NotForThisGraph (also a ValueError)   a graph was asked for what it does not have
 ├── InvalidStep (also a ValueError)       a session was stepped with what no graph can have; nothing was sent
+├── InvalidUrl (also a ValueError)        the URL cannot be that of a service; nothing was sent
+├── ClientClosed                          a client was used after it had been closed
 ├── SessionClosed                         a session was used after it had been closed
 ├── ServerUnavailable                     nobody answered at the URL, or the service cannot work now (502, 503, 504)
 ├── WaitTimeout (also a TimeoutError)     the answer did not come within `timeout`; a build goes on meanwhile
@@ -47,6 +49,17 @@ class NotForThisGraph(ClientError, ValueError):
 
 class InvalidStep(ClientError, ValueError):
     """A hyperparameter that is no positive number, or an epoch that goes backwards."""
+
+
+class InvalidUrl(ClientError, ValueError):
+    """The URL cannot be that of a service; the message has one that can."""
+
+
+class ClientClosed(ClientError):
+    """The client's connections are closed; `Client(url)` opens others."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(f"the client of {url} is closed; make another, or ask before its `with` block ends")
 
 
 class SessionClosed(ClientError):

@@ -133,6 +133,11 @@ class Following:
         return bool(self.closing.is_set())
 
     @property
+    def has_begun(self) -> bool:
+        """Whether there is a graph for the loop."""
+        return (self._graph or self._parked) is not None
+
+    @property
     def graph(self) -> Graph:
         """The graph that the loop has, or will get at its first step."""
         graph = self._graph or self._parked

@@ -35,6 +35,8 @@ def plot_row(
         axes = pyplot.subplots(figsize=(6.4, 6.0), layout="constrained")[1]
     d = cloud.shape[1]
     flat, spot = _plane(cloud), _plane(place[None])[0]
+    if geographic:
+        flat = _beside(flat, spot)
     stop = len(flat) if allowed is None else allowed
     size = float(np.clip(2e4 / len(flat), 1.0, 12.0))
     rest = {"s": size, "linewidths": 0, "rasterized": True}
@@ -48,7 +50,8 @@ def plot_row(
     names = ("longitude (°)", "latitude (°)") if geographic else ("column 0", "column 1" if d > 1 else "")
     axes.set(title=title if d <= 2 else f"{title}\n(columns 0 and 1 of {d})", xlabel=names[0], ylabel=names[1])
     # A degree of longitude is shorter than one of latitude; without this the nearest would not look the nearest.
-    aspect = 1 / max(np.cos(np.radians(float(spot[1]))), 0.05) if geographic else 1.0
+    latitude = float(flat[:, 1].mean() if whole else spot[1])
+    aspect = 1 / max(np.cos(np.radians(latitude)), 0.05) if geographic else 1.0
     axes.set_aspect(aspect, adjustable="datalim" if whole else "box")
     if not whole:
         _look_around(axes, flat, spot, neighbors, aspect)
@@ -62,6 +65,12 @@ def plot_row(
 def _plane(points: NDArray[Any]) -> NDArray[Any]:
     """Return the first two columns; points on a line lie at height 0."""
     return points[:, :2] if points.shape[1] > 1 else np.column_stack((points[:, 0], np.zeros(len(points))))
+
+
+def _beside(degrees: NDArray[Any], spot: NDArray[Any]) -> NDArray[Any]:
+    """Return (longitude, latitude) with longitudes within 180° of the spot's: neighbors across the date line lie beside it."""
+    longitude = spot[0] + (degrees[:, 0] - spot[0] + 180.0) % 360.0 - 180.0
+    return np.column_stack((longitude, degrees[:, 1]))
 
 
 def _look_around(axes: Any, flat: NDArray[Any], spot: NDArray[Any], neighbors: NDArray[Any], aspect: float) -> None:

@@ -101,6 +101,10 @@ class _View:
         """The latest events, oldest first: {"event": "neighbor_refresh.swap", "track", "time_s", "epoch", …}."""
         return self._following.events.copy()
 
+    def __repr__(self) -> str:
+        """Return the graph of the last step, in one line."""
+        return f"{type(self).__name__}({self.graph if self._following.has_begun else 'not begun'})"
+
 
 class Session(_View):
     """A graph that follows a training loop; `Client.track` begins one.

@@ -17,7 +17,9 @@ from pcct_client import (
     BadAnswer,
     BuildFailed,
     Client,
+    ClientClosed,
     InvalidRequest,
+    InvalidUrl,
     NotFound,
     RequestRefused,
     ServerUnavailable,
@@ -265,10 +267,46 @@ def test_a_graph_that_was_lost_since_it_was_ready_is_fetched_anew(client, servic
     assert [said for said in service.said() if said.startswith("POST")] == ["POST /datasets", "POST /graphs"] * 2
 
 
-@pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://somewhere", "http://", "http://host:port"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "127.0.0.1:8000",
+        "ftp://somewhere",
+        "http://",
+        "http://host:port",
+        "http://host:0",
+        "http://host:99999",
+        "",
+        None,
+    ],
+)
 def test_client_refuses_what_is_no_url(url):
-    with pytest.raises(ValueError, match=r"use one such as http://127\.0\.0\.1:8000"):
+    with pytest.raises(InvalidUrl, match=r"use one such as http://127\.0\.0\.1:8000"):
         Client(url)
+    with pytest.raises(ValueError, match=r"use one such as"):
+        AsyncClient(url)
+
+
+def test_a_path_too_many_in_the_url_is_said(client, service):
+    problem = {"type": "/problems/not-found", "title": "Not Found", "detail": "there is nothing at /v1/v1/datasets"}
+    service.instead["POST", "datasets"] = httpx.Response(404, json=problem)
+    with pytest.raises(BadAnswer, match=r"nothing at /v1/v1/datasets: give the client the URL of .* alone"):
+        client.upload(POINTS)
+
+
+def test_a_client_that_is_closed_says_so():
+    with Client("http://pcct.test") as client:
+        pass
+    with pytest.raises(ClientClosed, match=r"http://pcct\.test is closed; make another"):
+        client.upload(POINTS)
+
+
+@pytest.mark.anyio
+async def test_a_client_that_is_closed_says_so_async():
+    async with AsyncClient("http://pcct.test") as client:
+        pass
+    with pytest.raises(ClientClosed, match=r"http://pcct\.test is closed"):
+        await client.upload(POINTS)
 
 
 def test_client_keeps_a_path_in_its_url(service):

@@ -320,6 +320,21 @@ def test_plot_labels_places_on_the_earth(axes):
     assert axes.get_aspect() == pytest.approx(2.0)
 
 
+def test_plot_joins_places_across_the_date_line(axes):
+    spec = {"kind": "knn", "k": 1, "metric": {"type": "haversine"}}
+    places = np.array([[179.5, 0.0], [-179.5, 0.0]])
+    graph("knn", [[1], [0]], [[111.2], [111.2]], spec=spec, points=places).plot(0, ax=axes)
+    np.testing.assert_allclose(axes.lines[0].get_xdata(), [179.5, 180.5])
+    np.testing.assert_allclose(axes.get_xlim(), [177.0, 182.0])
+
+
+def test_plot_draws_the_whole_earth_as_its_middle_is_shaped(axes):
+    spec = {"kind": "knn", "k": 1, "metric": {"type": "haversine"}}
+    places = np.array([[10.0, 80.0], [10.0, 81.0], [10.0, -80.0], [10.0, -81.0]])
+    graph("knn", [[1], [0], [3], [2]], [[111.2]] * 4, spec=spec, points=places).plot(0, whole=True, ax=axes)
+    assert axes.get_aspect() == pytest.approx(1.0)
+
+
 def test_plot_says_what_it_lacks(knn, answer):
     from dataclasses import replace
 

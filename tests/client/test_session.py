@@ -252,6 +252,14 @@ def scale_of(graph):
     return graph.distances[0, 0]
 
 
+def test_a_session_is_shown_by_its_graph(service):
+    with Client("http://pcct.test", transport=httpx.MockTransport(service)) as client:
+        session = client.track(POINTS, k=2, metric="euclidean")
+        assert repr(session) == f"Session({session.graph!r})"
+    session = AsyncClient("http://pcct.test").track(POINTS, k=2, metric="euclidean")
+    assert repr(session) == "AsyncSession(not begun)"
+
+
 def test_track_asks_for_what_the_arguments_say(service, track):
     track(POINTS, 2, "rbf", [0.3, 0.2], 2.0, 16, accuracy="exact", policy=RefreshPolicy(tolerance=0.2), gate="off")
     (made,) = service.tracks.values()
