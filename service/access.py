@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import math
+import re
 import socket
 import time
 from typing import Any, cast
@@ -26,6 +27,7 @@ from worker.keys import DEFAULT_NAMESPACE
 
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 _SET_BACK_S = 1.0  # a wall clock that goes back by more was set
+_KEY_IN_URL = re.compile("pcct_[0-9A-Za-z]+_[0-9A-Za-z_-]{20}")
 _UNIX = "unix"  # who calls through a socket file has no address
 
 
@@ -36,6 +38,17 @@ class Unauthenticated(PcctError):
         fix = "send `Authorization: Bearer KEY`; an operator makes keys with `pcct keys create`"
         super().__init__(f"the API key is not valid here; {fix}" if given else f"this service needs an API key; {fix}")
         self.headers = {"WWW-Authenticate": 'Bearer realm="pcct"' + (', error="invalid_token"' if given else "")}
+
+
+class KeyInUrl(Unauthenticated):
+    """The URL holds an API key, which logs and histories on the way now hold too."""
+
+    def __init__(self) -> None:
+        super().__init__(True)
+        self.args = (
+            "the URL holds an API key, and URLs are written into logs; revoke this key, and send another one as "
+            "`Authorization: Bearer KEY`",
+        )
 
 
 class ScopeTooSmall(PcctError):
@@ -105,6 +118,8 @@ class Access:
         if self._keys is None:
             await self._count(_address(request))
             return DEFAULT_NAMESPACE
+        if _KEY_IN_URL.search(request.url.query):
+            raise KeyInUrl
         text = _given(request)
         key = None if text is None else await self._keys.find(text)
         # Who has no valid key is counted too, by address: each wrong one costs the store a look.

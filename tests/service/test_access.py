@@ -1,5 +1,6 @@
 """Keys, scopes and namespaces over HTTP: every route of the application has a row here, or the first test fails."""
 
+import asyncio
 import re
 import socket
 
@@ -380,3 +381,60 @@ async def test_the_python_client_sends_its_key_and_says_what_is_wrong_with_it(gu
             with pytest.raises(Unauthorized, match=r"give a valid key: Client\(url, api_key=…\)") as caught:
                 await strangers.knn(POINTS, k=3)
         assert not wrong or wrong not in str(caught.value)
+
+
+async def test_a_key_in_the_url_is_refused_and_never_logged(guarded, keys, caplog, capsys):
+    _, text = await keys.create("a", "read")
+    url = f"/v1/datasets/{'0' * 64}"
+    for name in ("api_key", "access_token", "x"):
+        for headers in ({}, {"Authorization": f"Bearer {text}"}):
+            answer = await guarded.client.get(url, params={name: text}, headers=headers)
+            assert answer.status_code == 401, name
+            assert "revoke this key" in answer.json()["detail"]
+            assert text not in answer.text
+    assert text.rpartition("_")[2] not in caplog.text + "".join(capsys.readouterr())
+
+
+async def test_guessed_tracks_and_changed_ids_are_as_unknown_as_any(caller):
+    """Ids of tracks are random; those of datasets and graphs follow from the points, and say nothing to other namespaces."""
+    owner, other = await caller("a"), await caller("b", "admin")
+    ids = await owner.owned()
+    again = await owner.owned()
+    assert ids["graph"] == again["graph"]
+    assert sum(a == b for a, b in zip(ids["track"], again["track"], strict=True)) < 16
+    for kind, id in ids.items():
+        for guess in (id, id[:-1] + "0", id.upper(), id[::-1], f"../a/{id}", f"{id}%00"):
+            assert (await other.call("GET", f"/v1/{kind}s/{guess}")).status_code == 404
+
+
+async def test_a_namespace_that_queues_much_does_not_starve_another(caller, guarded):
+    greedy, modest = await caller("a"), await caller("b")
+    datasets = [
+        (await each.call("POST", "/v1/datasets", json=POINTS.tolist())).json()["id"] for each in (greedy, modest)
+    ]
+    guarded.gate.hold()
+    for k in range(1, 26):
+        wish = {"dataset": datasets[0], "spec": {"kind": "knn", "k": k}}
+        assert (await greedy.call("POST", "/v1/graphs", json=wish)).status_code == 202
+    await asyncio.to_thread(guarded.gate.started.wait)
+    wish = {"dataset": datasets[1], "spec": {"kind": "vecchia", "k": 2, "order": "given"}}
+    asked = asyncio.create_task(modest.call("POST", "/v1/graphs", json=wish, headers={"Prefer": "wait=20"}))
+    while True:
+        if (await guarded.app.state.backend.queue.depth()) == 26:
+            break
+        await asyncio.sleep(0.01)
+    guarded.gate.release()
+    assert (await asked).json()["state"] == "ready"
+    place = next(place for place, (_, spec) in enumerate(guarded.gate.builds) if spec.kind == "vecchia")
+    assert place <= 2  # workers + 1
+
+
+async def test_a_namespace_that_keeps_much_evicts_nothing_of_another(start_service):
+    async with start_service(auth="on", namespace_bytes=3000) as service:
+        keys = ApiKeys(service.app.state.backend.store.redis)
+        owner, other = [Caller(service, (await keys.create(name, "write"))[1]) for name in ("a", "b")]
+        ids = await owner.owned()
+        for number in range(20):
+            assert (await other.call("POST", "/v1/datasets", json=(POINTS + number).tolist())).status_code == 201
+        for kind, id in ids.items():
+            assert (await owner.call("GET", f"/v1/{kind}s/{id}")).status_code == 200
