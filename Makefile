@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check setup bench docs integration compose-test soak clean
+.PHONY: demo test check audit fuzz setup bench docs integration compose-test soak clean
 .DEFAULT_GOAL := demo
 
 $(VENV)/.installed: pyproject.toml
@@ -45,6 +45,25 @@ $(VENV)/.installed-bench: $(VENV)/.installed
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 	@echo "to read it: $(BIN)/python -m http.server -b 127.0.0.1 -d build/site"
+
+# The advisories and licences of all that is installed. Without a way to the index of advisories it says so and goes on.
+audit: $(VENV)/.installed-audit
+	@if $(BIN)/python -c "import urllib.request as u; u.urlopen('https://pypi.org/pypi/pip/json', timeout=10)" 2> /dev/null; \
+	then $(BIN)/pip-audit --local --skip-editable --progress-spinner off; \
+	else echo "pip-audit is skipped: https://pypi.org/pypi, the index of advisories, cannot be reached from here"; fi
+	$(BIN)/pip-licenses --order=license --format=plain
+
+$(VENV)/.installed-audit: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[audit]'
+	@touch $@
+
+# Ten thousand requests to `pcct up`, then the array decoders for as long; SECONDS=30 in CI.
+SECONDS ?= 300
+fuzz: setup
+	$(BIN)/python tests/fuzz/ask.py --seconds $(SECONDS)
+	@if $(BIN)/python -c 'import atheris' 2> /dev/null; then found=$$(mktemp -d); \
+	$(BIN)/python tests/fuzz/decode.py -max_total_time=$(SECONDS) -max_len=4096 -artifact_prefix="$$found/" "$$found" tests/fuzz/corpus; \
+	else echo "atheris is not installed, the decoders are not fuzzed: pip install -e '.[fuzz]'"; fi
 
 check: setup
 	$(BIN)/ruff format --check .
