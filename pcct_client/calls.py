@@ -176,21 +176,29 @@ Flow: TypeAlias = Generator[Step, Any, T]
 
 @dataclass(frozen=True)
 class Reply:
-    """What came back. array: the answer to a call that wants one, else None; content: any other body."""
+    """What came back. array: the answer to a call that wants one, else None; content: any other body.
+
+    had_key: whether the request carried an API key.
+    """
 
     status: int
     headers: Mapping[str, str]
     content: bytes = b""
     array: NDArray[Any] | None = None
+    had_key: bool = False
 
 
 @dataclass
 class Intake:
-    """Collects the body of one answer as it comes in, as an array if that is what the call wants and got."""
+    """Collects the body of one answer as it comes in, as an array if that is what the call wants and got.
+
+    had_key: as in `Reply`.
+    """
 
     call: Call
     status: int
     headers: Mapping[str, str]
+    had_key: bool
     content: bytearray = field(default_factory=bytearray)
     reader: NpyReader | None = None
 
@@ -213,7 +221,7 @@ class Intake:
     def reply(self) -> Reply:
         """Return the complete answer. Raises BadAnswer when an array is cut short."""
         array = None if self.reader is None else self.reader.finish()
-        return Reply(self.status, self.headers, bytes(self.content), array)
+        return Reply(self.status, self.headers, bytes(self.content), array, self.had_key)
 
 
 def upload(X: Any, deadline: Deadline, progress: Progress | None = None) -> Flow[str]:
@@ -485,6 +493,10 @@ def refused(reply: Reply) -> Exception:
         )
     if reply.status < 400 or reply.status == 405 or not (problem or reply.content == b""):
         return BadAnswer(f"HTTP {reply.status} came back without a reason; is this the URL of a pcct service?")
+    if reply.status == 401 and not problem:  # the answer to HEAD says nothing
+        problem["detail"] = (
+            f"the service {'does not know the API key' if reply.had_key else 'wants an API key, and got none'}"
+        )
     return refusal(reply.status, problem)
 
 

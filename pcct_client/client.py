@@ -295,7 +295,7 @@ class Client:
             response = self._http.send(request, stream=True)
             try:
                 self._has_answered = True
-                intake = Intake(call, response.status_code, response.headers)
+                intake = Intake(call, response.status_code, response.headers, _has_key(request))
                 for piece in response.iter_bytes():
                     intake.feed(piece)
             finally:
@@ -513,7 +513,7 @@ class AsyncClient:
             response = await self._http.send(request, stream=True)
             try:
                 self._has_answered = True
-                intake = Intake(call, response.status_code, response.headers)
+                intake = Intake(call, response.status_code, response.headers, _has_key(request))
                 async for piece in response.aiter_bytes():
                     intake.feed(piece)
             finally:
@@ -559,6 +559,11 @@ def _headers(base: httpx.URL, headers: Mapping[str, str] | None, api_key: str | 
         if key is not None:
             out["Authorization"] = f"Bearer {key}"
     return out
+
+
+def _has_key(request: httpx.Request) -> bool:
+    """Return whether a request carries an API key, in either of the headers that the service reads."""
+    return "authorization" in request.headers or "x-api-key" in request.headers
 
 
 def _url(base: httpx.URL) -> str:

@@ -75,6 +75,18 @@ def test_a_key_that_is_refused_is_said_with_its_fix(service, problem, status, er
     assert ("the key is unknown" in seen) == has_body
 
 
+@pytest.mark.parametrize(
+    ("key", "fact"), [(KEY, "the service does not know the API key"), ("", "wants an API key, and got none")]
+)
+def test_a_key_that_is_wrong_is_told_from_none(service, monkeypatch, key, fact):
+    monkeypatch.delenv("PCCT_API_KEY", raising=False)
+    service.instead["HEAD", "datasets"] = httpx.Response(401)
+    client = Client("http://pcct.test", transport=httpx.MockTransport(service), api_key=key)
+    said = rf"^Unauthorized: .*{fact}; give a valid key: .*PCCT_API_KEY$"
+    with client, pytest.raises(Unauthorized, match=said):
+        client.knn(POINTS, k=2)
+
+
 def test_a_password_in_the_url_is_sent_as_one():
     assert sent_by(Client("http://name:pass%2Fword@pcct.test")) == "Basic bmFtZTpwYXNzL3dvcmQ="
 
