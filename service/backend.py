@@ -32,6 +32,7 @@ class Backend:
 
     queue: jobs of graphs that somebody waits for. refreshes: jobs that follow tracks.
     stopping: set when the process stops; whatever waits for somebody else then answers with what there is.
+    others: those of the namespaces that were asked for, kept because every poll asks.
     """
 
     settings: ServiceSettings
@@ -42,6 +43,7 @@ class Backend:
     traffic: Traffic
     crowd: Crowd
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    others: dict[str, Backend] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def from_settings(cls, settings: ServiceSettings, traffic: Traffic) -> Backend:
@@ -55,7 +57,11 @@ class Backend:
         """Return the backend of a namespace, on the same connections."""
         if namespace == self.store.namespace:
             return self
-        return replace(self, store=self.store.within(namespace), tracks=self.tracks.within(namespace))
+        found = self.others.get(namespace)
+        if found is None:
+            found = replace(self, store=self.store.within(namespace), tracks=self.tracks.within(namespace))
+            self.others[namespace] = found
+        return found
 
     async def aclose(self) -> None:
         """Close the connections."""

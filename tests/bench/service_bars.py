@@ -40,7 +40,7 @@ GRAPH_FORMATS = ("application/x-npz", "application/x-safetensors")
 ARRAY_FORMATS = ("application/x-npy", "application/octet-stream")
 CLIENTS = 8  # connections that poll at once, each waiting for its answer
 POLL_P99_MS = 20.0
-CAPACITY_NAMESPACE_BYTES = 150_000_000  # so that old graphs are evicted soon, and what the store holds can be flat
+CAPACITY_NAMESPACE_BYTES = 80_000_000  # full within the warm-up; from then on old graphs are evicted
 
 
 @dataclass
