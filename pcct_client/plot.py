@@ -52,7 +52,7 @@ def plot_row(
     # A degree of longitude is shorter than one of latitude; without this the nearest would not look the nearest.
     latitude = float(flat[:, 1].mean() if whole else spot[1])
     aspect = 1 / max(np.cos(np.radians(latitude)), 0.05) if geographic else 1.0
-    axes.set_aspect(aspect, adjustable="datalim" if whole else "box")
+    axes.set_aspect(aspect, adjustable="datalim" if whole and not geographic else "box")  # no latitude is above 90°
     if not whole:
         _look_around(axes, flat, spot, neighbors, aspect)
     if d == 1:

@@ -333,6 +333,7 @@ def test_plot_draws_the_whole_earth_as_its_middle_is_shaped(axes):
     places = np.array([[10.0, 80.0], [10.0, 81.0], [10.0, -80.0], [10.0, -81.0]])
     graph("knn", [[1], [0], [3], [2]], [[111.2]] * 4, spec=spec, points=places).plot(0, whole=True, ax=axes)
     assert axes.get_aspect() == pytest.approx(1.0)
+    assert axes.get_adjustable() == "box", "the view ends at the poles"
 
 
 def test_plot_says_what_it_lacks(knn, answer):
