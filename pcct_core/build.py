@@ -58,10 +58,11 @@ class _Cut(NamedTuple):
     node: int
 
 
-def build_tree(points: NDArray[Any], crew: Crew, phase: str = "tree") -> Tree:
+def build_tree(points: NDArray[Any], crew: Crew, phase: str = "tree", *, by_index: int = 0) -> Tree:
     """Build the tree of points, T (n, d) C-contiguous and finite; the same bytes for any number of threads.
 
-    phase: what progress is reported as, "" for none.
+    phase: what progress is reported as, "" for none. by_index: so many levels from the root on are cut by index instead of
+    place, for walks that must meet few points beyond an index and few of which are pruned by place.
     Cost: O(n d log n) time; 2 n (d + 1) numbers of memory beside the points, half of them released at the end.
     """
     n, d = points.shape
@@ -73,9 +74,11 @@ def build_tree(points: NDArray[Any], crew: Crew, phase: str = "tree") -> Tree:
     waiting = [_Cut(0, n, 0, len(tree.ids) // LANES, 0)]
     enough = max(2 * LANES, n // _TASKS)
     while waiting:
-        halves = _cut_once(work, ids, waiting, tree, crew)
-        finished += [half for half in halves if half.stop - half.start <= enough]
-        waiting = [half for half in halves if half.stop - half.start > enough]
+        halves = _cut_once(work, ids, waiting, tree, by_index > 0, crew)
+        by_index -= 1
+        most = LANES if by_index > 0 else enough
+        finished += [half for half in halves if half.stop - half.start <= most]
+        waiting = [half for half in halves if half.stop - half.start > most]
     tasks = np.array(finished, np.int64)
     share = n / len(tasks)
     crew.run(phase, len(tasks), lambda first, last: cut_subtrees(work, ids, tasks[first:last], tree), units=share)
@@ -100,21 +103,25 @@ def allocate_tree(n: int, d: int, dtype: Any) -> Tree:
     )
 
 
-def _cut_once(work: NDArray[Any], ids: NDArray[np.int32], waiting: list[_Cut], tree: Tree, crew: Crew) -> list[_Cut]:
+def _cut_once(
+    work: NDArray[Any], ids: NDArray[np.int32], waiting: list[_Cut], tree: Tree, by_index: bool, crew: Crew
+) -> list[_Cut]:
     """Cut every waiting subtree once, in parallel; return the halves, or the subtree itself when it is a bucket."""
     halves: list[list[_Cut]] = [[] for _ in waiting]
 
     def cut_some(first: int, last: int) -> None:
         for i in range(first, last):
-            halves[i] = [_Cut(*half) for half in cut_node(work, ids, tree, *waiting[i])]
+            halves[i] = [_Cut(*half) for half in cut_node(work, ids, tree, by_index, *waiting[i])]
 
     crew.run("", len(waiting), cut_some)
     return [half for pair in halves for half in pair]
 
 
 @njit(nogil=True, cache=True)
-def cut_node(work, ids, tree, start, stop, bucket, end_bucket, node):
+def cut_node(work, ids, tree, by_index, start, stop, bucket, end_bucket, node):
     """Write one node and cut it in two; return both halves as (start, stop, bucket, end_bucket, node).
+
+    by_index: cut by index rows that are still sorted by it.
 
     work: T (n, d) and ids: int32 (n,), both reordered inside [start, stop). A node of one bucket fills it, and both halves
     are empty. Equal points are cut by index, so that a search among ties can pass over whole subtrees of higher ones.
@@ -125,7 +132,9 @@ def cut_node(work, ids, tree, start, stop, bucket, end_bucket, node):
         fill_bucket(work, ids, start, stop, bucket, tree)
         return (stop, stop, end_bucket, end_bucket, node), (stop, stop, end_bucket, end_bucket, node)
     middle = start + half * LANES
-    if tree.low[node * tree.d + axis] < tree.high[node * tree.d + axis]:
+    if by_index:
+        pass
+    elif tree.low[node * tree.d + axis] < tree.high[node * tree.d + axis]:
         select_rows(work, ids, start, stop, middle, axis)
     else:
         select_ids(ids, start, stop, middle)
@@ -146,7 +155,7 @@ def cut_subtrees(work, ids, tasks, tree):
             start, stop, bucket, end_bucket, node = stack[waiting]
             if start == stop:
                 continue
-            left, right = cut_node(work, ids, tree, start, stop, bucket, end_bucket, node)
+            left, right = cut_node(work, ids, tree, False, start, stop, bucket, end_bucket, node)
             for i in range(5):
                 stack[waiting, i] = right[i]
                 stack[waiting + 1, i] = left[i]

@@ -33,6 +33,8 @@ _TAUGHT = 1024  # queries that teach the lookup
 _ROUNDS = (0.9, 0.05, 0.05)  # share of the error probability spent on each audit: their sum bounds that of the last one
 _WIDEN = 1.3
 _FOLLOWED = 1.3  # gate over how far the neighbors of the previous graph are: see docs/CORE_IMPLEMENTATIONS.md
+# Levels of the tree for full scans cut by rank: a sixteenth of the pairs is beyond the rank then. More find near points late.
+_MOST_RANK_LEVELS = 3
 _BEHIND_GATE = 4000  # pairs that cost as much as what one query meets behind a gate, for the choice of the cheaper way
 
 
@@ -50,12 +52,14 @@ class _Found(NamedTuple):
 class _Task:
     """One graph in the making: what is searched and what is allowed. n rows, k neighbors wanted; found is filled by scans.
 
+    levels: for rows behind gates; V lies in the order of the first one's tree. ranked: for rows that are scanned in full.
     bounds: float64 (n,), squared distance that a row's k-th neighbor is known not to exceed, inf for unknown.
+    kept: the last screen and its tree, large as V in float32.
     """
 
     factors: Factors
-    whole: Screen
     levels: list[_Level]
+    ranked: _Level
     limit: NDArray[np.int32]
     itself: NDArray[np.int32]
     k: int
@@ -63,20 +67,28 @@ class _Task:
     found: _Found
     crew: Crew
     telemetry: Telemetry
+    kept: tuple[Tree, Screen] | None = None
 
     @property
     def n(self) -> int:
         """Number of rows."""
         return len(self.limit)
 
-    def scan(self, wanted: NDArray[np.bool_], gates: NDArray[np.float64], phase: str) -> int:
-        """Scan the wanted rows, bool (n,), behind gates, float64 (n,), inf for none; return how many pairs passed them."""
-        rows = [own[wanted[own]] for _, own in self.levels]
+    def scan(self, wanted: NDArray[np.bool_], gates: NDArray[np.float64]) -> int:
+        """Scan the wanted rows, bool (n,), behind gates, float64 (n,); return how many pairs passed them."""
+        return self._scan(self.levels, wanted, gates, "scan")
+
+    def scan_in_full(self, wanted: NDArray[np.bool_], phase: str) -> None:
+        """Write the exact answers of the wanted rows, bool (n,)."""
+        self._scan([self.ranked], wanted, np.full(self.n, np.inf), phase)
+
+    def _scan(self, levels: list[_Level], wanted: NDArray[np.bool_], gates: NDArray[np.float64], phase: str) -> int:
+        rows = [own[wanted[own]] for _, own in levels]
         self.crew.expect(phase, sum(count_groups(len(some)) for some in rows))
         kept = 0
-        for (tree, _), some in zip(self.levels, rows, strict=True):
+        for (tree, _), some in zip(levels, rows, strict=True):
             with self.telemetry.phase("factors"):
-                screen = self.whole if tree.n == self.n else make_screen(self.factors, tree, self.crew)
+                screen = self._screen(tree)
             with self.telemetry.phase(phase):
                 queries = Queries(self.factors.points, some, self.limit, self.itself)
                 kept += scan_gated(
@@ -92,14 +104,14 @@ class _Task:
                     self.crew,
                     phase,
                 )
-            del screen  # before the next level lays out its own
+            del screen  # the next one is laid out when this one is gone
         return kept
 
-    def scan_in_full(self, rows: NDArray[np.int64], phase: str) -> None:
-        """Write the exact answers of the given rows."""
-        wanted = np.zeros(self.n, bool)
-        wanted[rows] = True
-        self.scan(wanted, np.full(self.n, np.inf), phase)
+    def _screen(self, tree: Tree) -> Screen:
+        if self.kept is None or self.kept[0] is not tree:
+            self.kept = None
+            self.kept = (tree, make_screen(self.factors, tree, self.crew))
+        return self.kept[1]
 
     def local_scales(self) -> NDArray[np.float64]:
         """Return the k-th scaled distance of every row, inf where fewer than k are allowed; uses `found` as scratch."""
@@ -177,7 +189,7 @@ def scan_behind_gates(
     """
     assert isinstance(spec.metric, Residual)  # noqa: S101
     task = _make_task(points, rows, spec.metric, spec, crew, telemetry)
-    kept = task.scan(np.ones(task.n, bool), gates, "scan")
+    kept = task.scan(np.ones(task.n, bool), gates)
     return *task.found, kept
 
 
@@ -192,18 +204,26 @@ def _make_task(
     n, placed = len(rows), points[rows]
     if spec.kind == "vecchia":
         levels = [_Level(*level) for level in predecessor_levels(placed, crew, telemetry)]
+        with telemetry.phase("tree"):
+            tree = build_tree(placed, crew, by_index=_rank_levels(n))
+        ranked = _Level(tree, tree.ids[:n])
         limit, itself = np.arange(n, dtype=np.int32), np.full(n, -1, np.int32)
     else:
         with telemetry.phase("tree"):
             tree = build_tree(placed, crew)
-        levels = [_Level(tree, tree.ids[:n])]
+        ranked = _Level(tree, tree.ids[:n])
+        levels = [ranked]
         limit, itself = np.full(n, NO_ID, np.int32), np.arange(n, dtype=np.int32)
     with telemetry.phase("factors"):
         inducing = choose_inducing(points, metric, crew)
         factors = make_factors(placed, levels[0].tree, rows, metric, inducing, crew)
-        screen = make_screen(factors, levels[0].tree, crew)
     found = _Found(np.empty((n, spec.k), np.int32), np.empty((n, spec.k)))
-    return _Task(factors, screen, levels, limit, itself, spec.k, np.full(n, np.inf), found, crew, telemetry)
+    return _Task(factors, levels, ranked, limit, itself, spec.k, np.full(n, np.inf), found, crew, telemetry)
+
+
+def _rank_levels(n: int) -> int:
+    """Return how many levels of the tree for full scans are cut by rank: what is cut by place is 512 ranks or more."""
+    return max(0, min(_MOST_RANK_LEVELS, n.bit_length() - 10))
 
 
 def _audit_rows(accuracy: Accuracy, share: float, pool: int, rows: int) -> int:
@@ -217,7 +237,7 @@ def _gate_pays(task: _Task, accuracy: Accuracy, taught: int) -> bool:
 
 
 def _scan_everything(task: _Task, widenings: int) -> Outcome:
-    task.scan_in_full(np.arange(task.n), "scan")
+    task.scan_in_full(np.ones(task.n, bool), "scan")
     pairs = task.pairs()
     certificate = Certificate(
         "dense",
@@ -290,8 +310,10 @@ def _scan_behind_gate(task: _Task, accuracy: Accuracy, gate: _Gate) -> Outcome:
             break
         size = _audit_rows(accuracy, share, pool, task.n)
         sample, shuffled = shuffled[: taught + size], shuffled[taught + size :]
-        task.scan_in_full(sample, "audit")
-        rest[sample] = False
+        sampled = np.zeros(task.n, bool)
+        sampled[sample] = True
+        task.scan_in_full(sampled, "audit")
+        rest &= ~sampled
         if taught:
             gate.learn(task, sample[:taught])
         audited = sample[taught:]
@@ -299,7 +321,7 @@ def _scan_behind_gate(task: _Task, accuracy: Accuracy, gate: _Gate) -> Outcome:
         losses = missed / np.minimum(task.k, np.maximum(1, np.minimum(task.limit[audited], task.n - 1)))
         lower = graph_recall_lower_bound(losses, (1.0 - accuracy.confidence) * share, pool, task.n)
         if lower >= accuracy.recall:
-            kept, pairs = task.scan(rest, gate.radii, "scan"), task.pairs(rest)
+            kept, pairs = task.scan(rest, gate.radii), task.pairs(rest)
             certificate = Certificate(
                 "gated",
                 "float64",

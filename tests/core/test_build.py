@@ -158,3 +158,18 @@ def test_select_ids_splits_at_the_middle(values, middle):
     select_ids(ids, 0, len(ids), middle)
     np.testing.assert_array_equal(np.sort(ids[:middle]), np.arange(middle))
     np.testing.assert_array_equal(np.sort(ids[middle:]), np.arange(middle, 90))
+
+
+@pytest.mark.parametrize("levels", [1, 2, 3, 20])
+@pytest.mark.parametrize("n", [1, 31, 33, 257, 2000])
+def test_build_tree_by_index_cuts_its_first_levels_in_the_order_of_the_points(n, levels):
+    X = np.random.default_rng(n).random((n, 2))
+    with Crew(2) as crew:
+        tree = build_tree(X, crew, by_index=levels)
+    check_places(tree, X)
+    check_nodes(tree)
+    parts = [0]
+    for _ in range(levels):
+        parts = [child for node in parts for child in children_of(tree, node) or (node,)]
+    ids = [np.sort(tree.ids[places_of(tree, node)]) for node in parts]
+    np.testing.assert_array_equal(np.concatenate(ids), np.arange(n))
