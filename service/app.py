@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI, Request
+from fastapi.responses import RedirectResponse
 from fastapi_offline import FastAPIOffline
 
 from service.access import Access, Limiter, guarded
@@ -13,6 +14,7 @@ from service.api_keys import ApiKeys
 from service.backend import Backend
 from service.compression import CompressJson
 from service.cors import allow_origins
+from service.intake import check_parameters
 from service.openapi import TAGS, complete_document
 from service.problems import PROBLEM_ANSWERS, install_problems
 from service.request_ids import RequestIds
@@ -69,12 +71,18 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     install_problems(app)
     app.add_middleware(CompressJson)
     for module in (datasets, queries, graphs, tracks, oneshot):
-        app.include_router(module.router, dependencies=guarded(keys))
+        app.include_router(module.router, dependencies=[*guarded(keys), Depends(check_parameters)])
     app.include_router(metrics.router, dependencies=guarded(keys, admin=True))
     for module in (health, problems):
         app.include_router(module.router)
+    app.add_route("/", _open_documentation, methods=["GET"], include_in_schema=False)
     complete_document(app)
     app.middleware_stack = RequestIds(
         Watched(allow_origins(app.build_middleware_stack(), settings.allowed_origins), app, traffic)
     )
     return app
+
+
+async def _open_documentation(request: Request) -> RedirectResponse:
+    """Lead a browser that was given the bare address to the page where calls can be tried."""
+    return RedirectResponse("docs")

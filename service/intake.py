@@ -19,7 +19,7 @@ from pcct_core.spec import Cosine, GraphSpec, Haversine, Inducing, Metric, Resid
 from service.arrow import ArrowDecoder
 from service.problems import UploadStalled
 from service.settings import ServiceSettings
-from service.wire import ARROW, BodyTooLarge, Layout, npy_header, points_decoder
+from service.wire import ARROW, BodyTooLarge, InvalidParameter, Layout, check_json, npy_header, points_decoder
 from worker.cost import build_bytes
 from worker.query import QuerySpec, check_query
 from worker.settings import ENTRY_BYTES
@@ -164,8 +164,20 @@ async def receive_points(
         return await arrival.commit()
 
 
+async def check_parameters(request: Request) -> None:
+    """Raise InvalidParameter for a query parameter that is given twice, or to a call that takes none: one would be ignored."""
+    seen: set[str] = set()
+    for name, _ in request.query_params.multi_items():
+        if not request.scope["route"].dependant.query_params:
+            raise InvalidParameter(f"this call takes no query parameters; leave out {name!r:.80}", name)
+        if name in seen:
+            raise InvalidParameter(f"{name!r:.80} is there more than once; give it once", name)
+        seen.add(name)
+
+
 async def receive_json(request: Request, settings: ServiceSettings) -> bytes:
-    """Return a request's body, which may have `max_request_bytes`; raises BodyTooLarge."""
+    """Return a request's JSON body, which may have `max_request_bytes`; raises UnsupportedBody or BodyTooLarge."""
+    check_json(request.headers.get("content-type"), request.headers.get("content-encoding"))
     body = bytearray()
     async for piece in _pieces(request, settings):
         body += piece
@@ -175,7 +187,7 @@ async def receive_json(request: Request, settings: ServiceSettings) -> bytes:
 
 
 async def receive_model(request: Request, settings: ServiceSettings, kind: type[M]) -> M:
-    """Return a request's JSON body as a model; raises BodyTooLarge or RequestValidationError."""
+    """Return a request's JSON body as a model; raises UnsupportedBody, BodyTooLarge or RequestValidationError."""
     body = await receive_json(request, settings)
     try:
         return kind.model_validate_json(body)

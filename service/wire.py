@@ -169,11 +169,10 @@ def points_decoder(
 
     Raises UnsupportedBody for a type nothing reads, BodyTooLarge when Content-Length is already over the limit.
     """
-    if content_encoding not in (None, "", "identity"):
-        raise UnsupportedBody(f"Content-Encoding {content_encoding} is not read here; send the array uncompressed")
+    _check_uncompressed(content_encoding, "array")
     if content_length is not None and content_length > limits.max_body_bytes + _MAX_HEADER_BYTES:
         raise BodyTooLarge(f"the body has {content_length} bytes, the limit is {limits.max_body_bytes}")
-    media = (content_type or "").partition(";")[0].strip().lower()
+    media = _media_type(content_type)
     raw = "dtype" in query or "shape" in query
     tensor = query.get("tensor")
     if tensor is not None and media != SAFETENSORS:
@@ -201,6 +200,24 @@ def points_decoder(
         f"Content-Type {media} is not read here; use {', '.join((NPY, SAFETENSORS, *others, JSON))}, or {RAW} with "
         f"?dtype=&shape=: {HOW_TO_SEND}"
     )
+
+
+def check_json(content_type: str | None, content_encoding: str | None) -> None:
+    """Raise UnsupportedBody for the body of a JSON call that says it is something else, or compressed."""
+    _check_uncompressed(content_encoding, "body")
+    media = _media_type(content_type)
+    if media != JSON and not media.endswith("+json") and media not in _UNDECLARED:
+        raise UnsupportedBody(f"Content-Type {media} is not read here; send JSON with Content-Type {JSON}")
+
+
+def _check_uncompressed(content_encoding: str | None, what: str) -> None:
+    if (content_encoding or "identity").strip().lower() != "identity":
+        raise UnsupportedBody(f"Content-Encoding {content_encoding} is not read here; send the {what} uncompressed")
+
+
+def _media_type(content_type: str | None) -> str:
+    """Return a Content-Type without its parameters, "" for none."""
+    return (content_type or "").partition(";")[0].strip().lower()
 
 
 class _RowDecoder:
@@ -698,7 +715,7 @@ def choose_format(accept: str | None, offered: Sequence[str]) -> str:
 
     Raises NothingAcceptable when every offered type is excluded.
     """
-    ranges = [_media_range(item) for item in (accept or "*/*").split(",") if item.strip()]
+    ranges = [_media_range(item) for item in (accept or "").split(",") if item.strip()] or [("*/*", 1.0)]
     quality = {media: _quality(media, ranges) for media in offered}
     best = max(offered, key=lambda media: quality[media])  # max keeps the first of equals
     if quality[best] <= 0:

@@ -21,6 +21,7 @@ POINTS = np.random.default_rng(3).random((30, 2))
 QUERIES = POINTS[:4] + 0.01
 SPEC = {"kind": "knn", "k": 3}
 OPEN = {
+    "/",
     "/docs/assets",
     "/livez",
     "/readyz",

@@ -35,6 +35,12 @@ async def test_every_route_answers_options(service):
         assert answer.status_code == 204, route
 
 
+async def test_the_bare_address_leads_to_the_documentation(service):
+    for method in ("GET", "HEAD"):
+        answer = await service.client.request(method, "/")
+        assert (answer.status_code, answer.headers["location"]) == (307, "docs")
+
+
 async def test_options_of_nothing_are_not_found(service):
     assert (await service.client.options("/v1/nothing")).status_code == 404
 

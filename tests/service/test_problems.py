@@ -21,7 +21,7 @@ def test_problem_of_follows_the_inheritance():
 @pytest.mark.parametrize(
     ("method", "url", "status", "slug"),
     [
-        ("GET", "/", 404, "not-found"),
+        ("GET", "/nothing", 404, "not-found"),
         ("GET", "/v1/nothing", 404, "not-found"),
         ("PATCH", "/v1/datasets", 405, "method-not-allowed"),
         ("GET", "/v1/knn", 405, "method-not-allowed"),
