@@ -9,6 +9,7 @@ from limits import parse_many
 from pydantic import Field, field_validator
 
 from pcct_core.points import MAX_POINTS
+from service.memory import usable_memory
 from service.wire import Limits
 from worker.settings import SharedSettings, WorkerSettings
 
@@ -29,7 +30,7 @@ class ServiceSettings(SharedSettings):
         "100/second;5000/minute; counted by each API process. Default: any number.",
     )
     max_body_bytes: int = Field(
-        default=512 << 20, ge=1, description="Largest array that may be uploaded, bytes of numbers. Default: 512 MiB."
+        default=1 << 30, ge=1, description="Largest array that may be uploaded, bytes of numbers. Default: 1 GiB."
     )
     max_points: int = Field(
         default=MAX_POINTS, ge=1, le=MAX_POINTS, description="Most rows of an uploaded array. Default: 2^31 - 2."
@@ -51,10 +52,10 @@ class ServiceSettings(SharedSettings):
     )
     max_k: int = Field(default=1024, ge=1, description="Most neighbors per row of a graph. Default: 1024.")
     max_build_bytes: int = Field(
-        default=1536 << 20,
+        default_factory=lambda: usable_memory() * 3 // 8,
         ge=1,
         description="Largest estimate of the memory of a build that is begun, bytes; each worker builds two at once, one of "
-        "them for a track. Default: 1536 MiB.",
+        "them for a track. Default: three eighths of the memory that the API's machine or container has.",
     )
     max_jobs: int = Field(
         default=1000, ge=1, description="Most graphs of one namespace that wait or are built. Default: 1000."

@@ -41,7 +41,8 @@ def test_build_bytes_is_above_what_was_measured_and_below_twice_that(kind, n, d,
         (1_000_000, 3, 30, 512, False),
     ],
 )
-def test_defaults_leave_a_machine_of_4_gb_room(n, d, k, inducing, fits):
+def test_defaults_leave_a_machine_of_4_gb_room(n, d, k, inducing, fits, monkeypatch):
+    monkeypatch.setattr("service.settings.usable_memory", lambda: 4 << 30)
     metric = {"type": "euclidean"} if inducing is None else RESIDUAL | {"inducing": {"count": inducing}}
     spec = GraphSpec.from_json({"kind": "knn", "k": k, "metric": metric})
     settings = ServiceSettings(_env_file=None)
