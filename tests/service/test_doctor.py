@@ -175,8 +175,8 @@ def test_cpu_quota_reads_a_control_group(tmp_path, text, cores):
 def test_check_memory_judges_what_is_available(tmp_path, available_kb, level):
     meminfo = tmp_path / "meminfo"
     meminfo.write_text(f"MemTotal: 1 kB\nMemAvailable:   {available_kb} kB\n")
-    assert levels(doctor.check_memory(ServiceSettings(), meminfo)) == [level]
-    assert levels(doctor.check_memory(ServiceSettings(), tmp_path / "none")) == ["warning"]
+    assert levels(doctor.check_memory(ServiceSettings(max_body_bytes=2 << 30), meminfo)) == [level]
+    assert levels(doctor.check_memory(ServiceSettings(max_body_bytes=2 << 30), tmp_path / "none")) == ["warning"]
 
 
 @pytest.mark.parametrize(
