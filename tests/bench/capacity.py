@@ -155,7 +155,8 @@ class Load:
             while not ending.wait(UPLOAD_EVERY_S):
                 body = io.BytesIO()
                 np.save(body, rng.random((self.upload_bytes // 32, 8), np.float32))
-                answer = client.post("/v1/datasets", content=body.getvalue())
+                length = {"Content-Length": str(body.tell())}
+                answer = client.post("/v1/datasets", content=pieces(body), headers=length)
                 answer.raise_for_status()
                 client.delete(f"/v1/datasets/{answer.json()['id']}").raise_for_status()
 
@@ -183,6 +184,14 @@ class Load:
             "errors": noted.errors,
             "memory_mb": {name: describe(values) for name, values in samples.items()},
         }
+
+
+def pieces(body: io.BytesIO) -> Iterator[bytes]:
+    """Yield a body in pieces, and hold none of it afterwards: httpx keeps a request until the next garbage collection."""
+    body.seek(0)
+    while piece := body.read(1 << 18):
+        yield piece
+    body.close()
 
 
 def watch(url: str, processes: Mapping[str, int], seconds: float) -> dict[str, list[float]]:
