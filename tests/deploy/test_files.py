@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -71,6 +72,8 @@ def test_the_store_keeps_everything_and_is_reached_by_us_alone(deploy: Path) -> 
 
 def test_compose_sets_only_settings_that_there_are(deploy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = "".join(file.read_text() for file in deploy.glob("compose*.yml"))
+    for name in [name for name in os.environ if name.startswith("PCCT_")]:
+        monkeypatch.delenv(name)  # such as those of the tests themselves
     for name in set(re.findall(r"\bPCCT_[A-Z_]+(?=:)", text)):
         monkeypatch.setenv(name, "x")
     assert unknown_variables() == []
