@@ -7,9 +7,14 @@ library(httr2)
 pcct <- "http://127.0.0.1:8000"
 raw_type <- "application/octet-stream"
 
+call <- function(...) {
+  key <- Sys.getenv("PCCT_API_KEY")
+  asked <- request(pcct) |> req_url_path(...)
+  if (nzchar(key)) req_auth_bearer_token(asked, key) else asked
+}
+
 upload <- function(X) {
-  request(pcct) |>
-    req_url_path("/v1/datasets") |>
+  call("/v1/datasets") |>
     req_url_query(dtype = "float64", shape = paste(dim(X), collapse = ",")) |>
     req_body_raw(writeBin(as.vector(t(X)), raw(), size = 8, endian = "little"), type = raw_type) |>
     req_perform() |>
@@ -18,8 +23,7 @@ upload <- function(X) {
 
 ask <- function(dataset, k) {
   repeat {
-    graph <- request(pcct) |>
-      req_url_path("/v1/graphs") |>
+    graph <- call("/v1/graphs") |>
       req_headers(Prefer = "wait=30") |>
       req_body_json(list(dataset = dataset, spec = list(kind = "vecchia", k = k, order = "maximin"))) |>
       req_perform() |>
@@ -30,8 +34,7 @@ ask <- function(dataset, k) {
 }
 
 fetch <- function(graph, array, what, size, n) {
-  bytes <- request(pcct) |>
-    req_url_path(paste0("/v1/graphs/", graph, "/", array)) |>
+  bytes <- call(paste0("/v1/graphs/", graph, "/", array)) |>
     req_headers(Accept = raw_type) |>
     req_perform() |>
     resp_body_raw()

@@ -6,6 +6,8 @@ using Downloads, Random
 
 const pcct = "http://127.0.0.1:8000"
 const raw_type = "application/octet-stream"
+const key = get(ENV, "PCCT_API_KEY", "")
+const auth = isempty(key) ? Pair{String,String}[] : ["Authorization" => "Bearer $key"]
 
 function knn(X::Matrix{Float64}, k::Int)
     d, n = size(X)
@@ -13,7 +15,7 @@ function knn(X::Matrix{Float64}, k::Int)
     response = Downloads.request(
         "$pcct/v1/knn?k=$k&dtype=float64&shape=$n,$d";
         method = "POST",
-        headers = ["Content-Type" => raw_type, "Accept" => raw_type],
+        headers = ["Content-Type" => raw_type, "Accept" => raw_type, auth...],
         input = IOBuffer(reinterpret(UInt8, vec(htol.(X)))),
         output = answer,
     )
