@@ -166,6 +166,17 @@ def residual_distances(X, V, p, kernel, lengthscale=1.0, variance=1.0):
     return np.sqrt(np.maximum(0.0, 1.0 - np.abs(rho)))
 
 
+def residual_rounding(X, Z, p, kernel, lengthscale=1.0, variance=1.0, jitter=1e-6):
+    """Return what each point adds to the rounding of a squared residual distance, float64 (n,).
+
+    Covariances are rounded by some eps of the variance, which the weights W of the inducing points, V·V' = k' W, carry into
+    the products of V and into p (Higham 2002, theorem 10.4: as if K itself had been rounded); rho is their quotient.
+    """
+    K = covariance(Z, Z, kernel, lengthscale, variance) + jitter * variance * np.eye(len(Z))
+    W = np.linalg.solve(K, covariance(Z, X, kernel, lengthscale, variance))
+    return 8 * np.finfo(float).eps * variance * np.square(1 + np.abs(W).sum(axis=0)) / p
+
+
 def nearest_in(distances, k, predecessors):
     """Return neighbors and distances, (n, k), of a square matrix of distances: among all other rows, or earlier ones."""
     n = len(distances)

@@ -59,6 +59,43 @@ class TestExact:
         np.testing.assert_array_equal(graph.neighbors, neighbors)
 
 
+def true_residuals(X, Z, scale, jitter):
+    """Return rho, (n, n), and p, (n,), of a Matérn-3/2 kernel, in wider numbers where the machine has them."""
+    X, Z = X.astype(np.longdouble), Z.astype(np.longdouble)
+
+    def covariance(A, B):
+        a = np.sqrt(3 * np.square(A[:, None] - B).sum(axis=2)) / scale
+        return (1 + a) * np.exp(-a)
+
+    K, lower = covariance(Z, Z) + jitter * np.eye(len(Z)), np.zeros((len(Z), len(Z)), np.longdouble)
+    V = covariance(Z, X)
+    for i in range(len(Z)):
+        lower[i, i] = np.sqrt(K[i, i] - np.square(lower[i, :i]).sum())
+        lower[i + 1 :, i] = (K[i + 1 :, i] - lower[i + 1 :, :i] @ lower[i, :i]) / lower[i, i]
+        V[i] = (V[i] - lower[i, :i] @ V[:i]) / lower[i, i]
+    p = 1 - np.square(V).sum(axis=0)
+    return (covariance(X, X) - V.T @ V) / np.sqrt(np.outer(p, p)), p.astype(float)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_both_residual_distances_are_as_near_the_truth_as_their_residual_variances_allow(seed):
+    """A line with 15 inducing points: residual variances sink to the jitter, 1e-6, and neighbors are 1e-6 apart."""
+    generator = np.random.default_rng(seed)
+    X, Z = generator.random((1000, 1)), generator.random((15, 1))
+    graph = pc.vecchia_graph(X, K, order="given", metric=pc.Residual(pc.Matern32(0.5), inducing=Z), accuracy="exact")
+    rho, p = true_residuals(X, Z, 0.5, 1e-6)
+    V, naive_p = naive.residual_factors(X, Z, "matern32", 0.5)
+    rows = np.arange(K, len(X))
+    columns = graph.neighbors[rows].astype(np.int64)
+    squares = (1 - np.abs(rho[rows[:, None], columns])).astype(float)
+    brute = np.square(naive.residual_distances(X, V, naive_p, "matern32", 0.5))[rows[:, None], columns]
+    rounding = naive.residual_rounding(X, Z, p, "matern32", 0.5)
+    allowed = (rounding[rows, None] + rounding[columns]) / 2
+    assert p.min() < 3e-6
+    assert (np.abs(np.square(graph.distances[rows]) - squares) <= allowed).all()
+    assert (np.abs(brute - squares) <= allowed).all()
+
+
 class TestFactors:
     def test_fortran_order_is_read_as_what_it_is(self):
         X = points()

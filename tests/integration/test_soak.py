@@ -40,7 +40,7 @@ def test_nothing_is_lost_and_nothing_is_wrong_under_kills(
             with capfd.disabled():
                 print(f"\n{soak.report.lines()}")
         status, _, _ = up.end(signal.SIGTERM)
-    assert (report.lost, report.wrong, report.stuck) == ([], [], []), f"the log is {log}"
+    assert (report.lost, report.wrong, report.stuck) == ([], [], []), f"seed {SEED}, the log is {log}"
     assert status == 0
     if "PCCT_SOAK_S" in os.environ:
         for name, most in LONGEST_RECOVERY_S.items():
