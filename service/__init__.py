@@ -8,7 +8,8 @@ answers    stored arrays out of it, with their validators
 openapi    what the OpenAPI document says besides the routes
 traffic    one line of the log and one count for every answer
 request_ids  the id of every request, in its answer and in the log
-compression JSON answers, compressed where the client takes that
+compression  answers in zstd or gzip: JSON where the client takes that, arrays where it asks
+unpacking  arrays that come so, undone piece by piece
 waiting    waits that end with the process, or with the client that waits
 backend    settings, store and queue, as the routes see them
 app        create_app(settings): the routes, with the store and the queue behind them

@@ -13,6 +13,7 @@ from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 
 from service.arrow import check_writable, write_arrow
+from service.compression import Coding, compress_numbers
 from service.wire import (
     ARROW,
     JSON,
@@ -119,20 +120,29 @@ def graph_numbers(record: GraphRecord) -> int:
     return sum(math.prod(info.shape) for info in record.arrays.values())
 
 
-async def stream_answer(request: Request, carried: Body, location: str | None = None) -> Response:
+async def stream_answer(
+    request: Request, carried: Body, location: str | None = None, *, compress: Coding | None = None
+) -> Response:
     """Return a body as an answer with a strong ETag, 304 when the client has it, without a body for HEAD.
 
     location: where a GET has the same answer, when this is not one; such an answer is neither cached nor revalidated.
+    compress: the coding that was asked for; the ETag is then weak, for it names what the bytes stand for.
 
     The first piece is read before the answer starts, so that a store that is away or damaged data still become a
     problem; later faults end the connection short of the announced length.
     """
     pieces, media, etag, length, said = carried
     headers = {"ETag": f'"{etag}"', "Cache-Control": _IMMUTABLE, "Vary": "Accept", **said}
+    if compress is not None:
+        headers |= {"ETag": f'W/"{etag}"', "Vary": "Accept, Accept-Encoding"}
     if location is not None:
-        headers |= {"Content-Location": location, "Cache-Control": "no-store"}
+        where = location if compress is None else f"{location}?compress={compress}"
+        headers |= {"Content-Location": where, "Cache-Control": "no-store"}
     elif has_tag(request.headers.get("if-none-match"), etag):
         return Response(status_code=304, headers=headers)
+    if compress is not None:
+        headers["Content-Encoding"] = compress
+        pieces, length = compress_numbers(pieces, compress), None
     if length is not None:
         headers["Content-Length"] = str(length)
     if request.method == "HEAD":

@@ -1,22 +1,37 @@
-"""JSON answers, compressed where the client takes that; arrays as numbers never are, for their bits hardly shrink."""
+"""Compressed answers: JSON where the client takes that, arrays as numbers only where it asks, for their bits shrink little.
+
+Every HTTP library says `Accept-Encoding`, so that is no wish: `?compress=` is one.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import zlib
-from typing import Any, Protocol
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, Literal, Protocol, TypeAlias
 
+from pydantic import BaseModel, Field
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from zstandard import ZstdCompressor
 
-from service.wire import choose_coding
+from service.wire import CODINGS, NothingAcceptable, choose_coding, takes_coding
+
+Coding: TypeAlias = Literal["zstd", "gzip"]
 
 _JSON = ("application/json", "application/problem+json")
-_CODINGS = ("zstd", "gzip")
 _BODILESS = (204, 304)  # compressed, nothing would become something
 _LEAST_BYTES = 1024  # less than that fits one packet anyway
+_GZIP_OF_NUMBERS = 1  # indices take 0.54 of their bytes instead of the 0.49 of the usual level, seven times as fast
 _THREAD_BYTES = 1 << 16  # more than that at once would make others wait
+
+
+class CompressQuery(BaseModel):
+    """The wish for a compressed answer, as a query parameter."""
+
+    compress: Annotated[
+        Coding | None, Field(description="Send the answer in this content coding; arrays never are without it")
+    ] = None
 
 
 class _Compressor(Protocol):
@@ -37,7 +52,7 @@ class CompressJson:
             await self._app(scope, receive, send)
             return
         accepted = Headers(scope=scope).get("accept-encoding")
-        coding = None if scope["method"] == "HEAD" else choose_coding(accepted, _CODINGS)
+        coding = None if scope["method"] == "HEAD" else choose_coding(accepted, CODINGS)
         await self._app(scope, receive, _Answer(send, coding).send)
 
 
@@ -55,13 +70,15 @@ class _Answer:
             self._begin(message)
         elif self._compressor is not None and message["type"] == "http.response.body":
             more = message.get("more_body", False)
-            body = await self._compressed(self._compressor, message.get("body", b""), more)
+            body = await _compressed(self._compressor, message.get("body", b""), last=not more)
             message = {"type": "http.response.body", "body": body, "more_body": more}
         await self._send(message)
 
     def _begin(self, message: Message) -> None:
         headers = MutableHeaders(raw=message.setdefault("headers", []))
-        if message["status"] in _BODILESS or headers.get("content-type", "").partition(";")[0] not in _JSON:
+        if message["status"] in _BODILESS or "content-encoding" in headers:
+            return
+        if headers.get("content-type", "").partition(";")[0] not in _JSON:
             return
         headers.add_vary_header("Accept-Encoding")
         if self._coding is None or int(headers.get("content-length", _LEAST_BYTES)) < _LEAST_BYTES:
@@ -74,15 +91,34 @@ class _Answer:
             headers["ETag"] = f"W/{tag}"  # the same answer in other bytes
         self._compressor = _compressor(self._coding)
 
-    @staticmethod
-    async def _compressed(compressor: _Compressor, data: bytes, more: bool) -> bytes:
-        def work() -> bytes:
-            return compressor.compress(data) + (b"" if more else compressor.flush())
 
-        return await asyncio.to_thread(work) if len(data) > _THREAD_BYTES else work()
+def check_takes(compress: Coding | None, accept_encoding: str | None) -> None:
+    """Raise NothingAcceptable when the coding that is wished for could not be read by who sends this Accept-Encoding."""
+    if compress is not None and not takes_coding(accept_encoding, compress):
+        raise NothingAcceptable(
+            f"compress asks for {compress}, and Accept-Encoding: {accept_encoding} excludes it; accept {compress}, "
+            "ask for another coding, or leave out compress"
+        )
 
 
-def _compressor(coding: str) -> _Compressor:
-    made: Any = ZstdCompressor().compressobj() if coding == "zstd" else zlib.compressobj(wbits=31)
+async def compress_numbers(pieces: AsyncIterator[bytes], coding: Coding) -> AsyncIterator[bytes]:
+    """Yield the pieces of an array in a coding, each as it comes."""
+    compressor = _compressor(coding, _GZIP_OF_NUMBERS)
+    async for piece in pieces:
+        packed = await _compressed(compressor, piece, last=False)
+        if packed:
+            yield packed
+    yield compressor.flush()
+
+
+async def _compressed(compressor: _Compressor, data: bytes, *, last: bool) -> bytes:
+    def work() -> bytes:
+        return compressor.compress(data) + (compressor.flush() if last else b"")
+
+    return await asyncio.to_thread(work) if len(data) > _THREAD_BYTES else work()
+
+
+def _compressor(coding: str, gzip_level: int = -1) -> _Compressor:
+    made: Any = ZstdCompressor().compressobj() if coding == "zstd" else zlib.compressobj(gzip_level, wbits=31)
     compressor: _Compressor = made
     return compressor

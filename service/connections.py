@@ -1,7 +1,8 @@
 """Connections that cost nothing while nothing comes of them: uvicorn's protocol, with an end for those who never ask.
 
 uvicorn ends connections that are idle between two requests. One whose first request does not come, or whose head comes byte by
-byte, it would keep for ever, and it knows no problem for one too many.
+byte, it would keep for ever, and a head of any length it would hold. What is said to those who send no HTTP, or are one too
+many, is a problem like any other.
 """
 
 from __future__ import annotations
@@ -9,16 +10,21 @@ from __future__ import annotations
 import asyncio
 import json
 import resource
+import secrets
 from typing import TYPE_CHECKING, Any
 
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
-from service.problems import BUSY, HEAD_STALLED, MEDIA_TYPE, Problem, problem_body
+from service.problems import BUSY, HEAD_STALLED, HEAD_TOO_LARGE, HTTP_PROBLEMS, MEDIA_TYPE, Problem, problem_body
+from service.request_ids import CONTRACT, CONTRACT_HEADER, HEADER
 
 if TYPE_CHECKING:
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol as Protocol
 else:
     Protocol = AutoHTTPProtocol
+
+_MOST_HEAD_BYTES = 64 << 10  # as h11 has it, which counts by itself
+_COUNTS_HEADS = hasattr(AutoHTTPProtocol, "on_body")  # httptools keeps whatever comes, names and values apart
 
 
 def bounded_protocol(head_s: float, most: int) -> type[Protocol]:
@@ -29,6 +35,7 @@ def bounded_protocol(head_s: float, most: int) -> type[Protocol]:
 
     class Bounded(Protocol):
         _head_timer: asyncio.TimerHandle | None = None
+        _head_bytes = 0
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
@@ -40,11 +47,25 @@ def bounded_protocol(head_s: float, most: int) -> type[Protocol]:
         def data_received(self, data: bytes) -> None:
             if self.transport.is_closing():
                 return
+            self._head_bytes += len(data)
             super().data_received(data)
             if self.cycle is None or self.cycle.response_complete:
                 self._await_head()
             else:
                 self._stop_timer()
+            if _COUNTS_HEADS and self._head_bytes > _MOST_HEAD_BYTES:
+                self._refuse(HEAD_TOO_LARGE)
+
+        def on_headers_complete(self) -> None:
+            self._head_bytes = 0
+            super().on_headers_complete()
+
+        def on_body(self, body: bytes) -> None:
+            self._head_bytes = 0
+            super().on_body(body)
+
+        def send_400_response(self, msg: str) -> None:
+            self._refuse(HTTP_PROBLEMS[400])
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._stop_timer()
@@ -60,9 +81,11 @@ def bounded_protocol(head_s: float, most: int) -> type[Protocol]:
                 self._head_timer = None
 
         def _refuse(self, problem: Problem) -> None:
-            if not self.transport.is_closing():
+            if self.transport.is_closing():
+                return
+            if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
                 self.transport.write(_answer(problem))
-                self.transport.close()
+            self.transport.close()
 
     return Bounded
 
@@ -81,6 +104,7 @@ def _answer(problem: Problem) -> bytes:
     retry = "" if problem.retry_after_s is None else f"Retry-After: {problem.retry_after_s}\r\n"
     head = (
         f"HTTP/1.1 {int(problem.status)} {problem.status.phrase}\r\nContent-Type: {MEDIA_TYPE}\r\n{retry}"
+        f"{HEADER}: {secrets.token_hex(8)}\r\n{CONTRACT_HEADER}: {CONTRACT}\r\n"
         f"Content-Length: {len(text)}\r\nConnection: close\r\n\r\n"
     )
     return head.encode() + text

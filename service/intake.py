@@ -19,7 +19,17 @@ from pcct_core.spec import Cosine, GraphSpec, Haversine, Inducing, Metric, Resid
 from service.arrow import ArrowDecoder
 from service.problems import UploadStalled
 from service.settings import ServiceSettings
-from service.wire import ARROW, BodyTooLarge, InvalidParameter, Layout, check_json, npy_header, points_decoder
+from service.unpacking import UnpackingDecoder, coding_of
+from service.wire import (
+    ARROW,
+    BodyTooLarge,
+    InvalidParameter,
+    Layout,
+    PointsDecoder,
+    check_json,
+    npy_header,
+    points_decoder,
+)
 from worker.cost import build_bytes
 from worker.query import QuerySpec, check_query
 from worker.settings import ENTRY_BYTES
@@ -144,15 +154,7 @@ async def receive_points(
     purpose: what it is for, where that is known.
     Raises InvalidPoints, InvalidSpec, WireError or UploadStalled; nothing is left behind then.
     """
-    length = request.headers.get("content-length", "")
-    decoder = points_decoder(
-        request.headers.get("content-type"),
-        request.headers.get("content-encoding"),
-        int(length) if length.isdecimal() else None,
-        request.query_params,
-        settings.limits,
-        {ARROW: ArrowDecoder},
-    )
+    decoder = _decoder(request, settings)
     async with _Arrival(store, purpose) as arrival:
         async for piece in _pieces(request, settings):
             for rows in decoder.feed(piece):
@@ -162,6 +164,21 @@ async def receive_points(
         while (last := await asyncio.to_thread(_next_rows, rest)) is not None:
             await arrival.take(last, decoder.layout)
         return await arrival.commit()
+
+
+def _decoder(request: Request, settings: ServiceSettings) -> PointsDecoder:
+    encoding = request.headers.get("content-encoding")
+    coding = coding_of(encoding)
+    length = request.headers.get("content-length", "")
+    decoder = points_decoder(
+        request.headers.get("content-type"),
+        encoding if coding is None else None,
+        int(length) if length.isdecimal() and coding is None else None,
+        request.query_params,
+        settings.limits,
+        {ARROW: ArrowDecoder},
+    )
+    return decoder if coding is None else UnpackingDecoder(decoder, coding)
 
 
 async def check_parameters(request: Request) -> None:

@@ -124,6 +124,7 @@ _HEADERS = {
     "Preference-Applied": "The wait that was granted, as `wait=SECONDS`",
     "Cache-Control": "How long the answer may be kept; arrays of a graph never change",
     "Vary": "The request headers that chose this form of the answer",
+    "Content-Encoding": "Coding that `?compress=` asked for, or that JSON has because `Accept-Encoding` takes it",
     "Array-Dtype": "Type of raw numbers, such as int32",
     "Array-Shape": "Shape of raw numbers, such as 100,30",
 }
@@ -163,9 +164,9 @@ class _Operation(NamedTuple):
 
 _STATE = ("Location", "Preference-Applied")
 _LATER = ("Location", "Retry-After", "Preference-Applied")
-_CONTENT = ("ETag", "Cache-Control", "Vary")
+_CONTENT = ("ETag", "Cache-Control", "Vary", "Content-Encoding")
 _RAW = ("Array-Dtype", "Array-Shape")
-_ONESHOT = ("ETag", "Cache-Control", "Content-Location", "Vary", *_RAW)
+_ONESHOT = (*_CONTENT, "Content-Location", *_RAW)
 
 _OPERATIONS: Mapping[tuple[str, str], _Operation] = {
     ("post", "/v1/datasets"): _Operation(

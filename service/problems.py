@@ -201,15 +201,16 @@ PROBLEMS: Mapping[type[Exception], Problem] = {
         "unsupported-body",
         "The body's type is not read here",
         cause="`Content-Type` or `Content-Encoding` names a format that is not taken in.",
-        fix="Use one of the formats that `detail` lists.",
+        fix="Use one of the formats or content codings that `detail` lists.",
         example="text/csv is not read here; send application/x-npy",
     ),
     NothingAcceptable: Problem(
         HTTPStatus.NOT_ACCEPTABLE,
         "not-acceptable",
         "No format that is written here fits Accept",
-        cause="`Accept` excludes every format that this answer can have, or allows JSON alone for a large array.",
-        fix="Accept one of the formats that `detail` lists, or leave out `Accept`.",
+        cause="`Accept` excludes every format that this answer can have, or allows JSON alone for a large array, or "
+        "`Accept-Encoding` excludes what `compress` asks for.",
+        fix="Accept one of the formats that `detail` lists, or leave out `Accept`, or `compress`.",
         example="nothing here fits Accept: image/png; ask for application/x-npy or application/json",
     ),
     ClientDisconnect: Problem(
@@ -434,6 +435,14 @@ HEAD_STALLED = Problem(
     fix="Connect when there is something to ask, and send the head at once.",
     example="the head of a request did not come in time; connect again and send it at once",
 )
+HEAD_TOO_LARGE = Problem(
+    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+    "head-too-large",
+    "The head of the request is too large",
+    cause="URL and headers, or what follows a chunked body, have more than 64 KiB.",
+    fix="Send arrays and specifications in the body, and fewer or shorter headers and cookies.",
+    example="the head of a request may have 65536 bytes; send arrays in the body, and fewer headers",
+)
 BUSY = Problem(
     HTTPStatus.SERVICE_UNAVAILABLE,
     "too-many-connections",
@@ -451,9 +460,11 @@ HTTP_PROBLEMS: Mapping[int, Problem] = {
         HTTPStatus.BAD_REQUEST,
         "bad-request",
         "Bad Request",
-        cause="The request is not HTTP as this service reads it.",
-        fix="Compare it with the examples at /docs.",
-        example="There was an error parsing the body",
+        cause="What came is not HTTP/1.1 as this service reads it: https:// on a port that speaks http://, HTTP/2, or a line "
+        "that is no header.",
+        fix="Use an HTTP client, and http:// where nothing before the service speaks https://; compare with the examples at "
+        "/docs.",
+        example="this is not HTTP/1.1; use an HTTP client, and http:// unless a proxy before the service speaks https://",
     ),
     404: Problem(
         HTTPStatus.NOT_FOUND,
@@ -536,7 +547,7 @@ JOB_PROBLEMS: Sequence[Problem] = (
 
 def every_problem() -> dict[str, Problem]:
     """Return all kinds of problems by their slug, sorted by status."""
-    rows = [*PROBLEMS.values(), HEAD_STALLED, BUSY, *HTTP_PROBLEMS.values(), *JOB_PROBLEMS]
+    rows = [*PROBLEMS.values(), HEAD_STALLED, HEAD_TOO_LARGE, BUSY, *HTTP_PROBLEMS.values(), *JOB_PROBLEMS]
     return {row.slug: row for row in sorted(rows, key=lambda row: (row.status, row.slug))}
 
 

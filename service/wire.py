@@ -1,7 +1,8 @@
 """Array formats on the wire: bodies in, canonical rows out; stored rows in, bodies out. No I/O, never pickle.
 
 WireError
-├── UnsupportedBody     nothing here reads this content type or encoding
+├── UnsupportedBody     nothing here reads this content type
+│   └── UnsupportedCoding    nor this content encoding; `headers` say which are read
 ├── NothingAcceptable   nothing here writes what Accept asks for
 ├── BodyTooLarge        the body, or what its header announces, is over a configured limit
 ├── MalformedArray      the body is not the array that it claims to be
@@ -39,6 +40,9 @@ RAW = "application/octet-stream"
 ARROW = "application/vnd.apache.arrow.stream"
 JSON = "application/json"
 
+# Content codings of arrays, in both directions; `service.unpacking` undoes them.
+CODINGS = ("zstd", "gzip")
+
 NPY_MAGIC = b"\x93NUMPY"
 _NPY_VERSIONS = ((1, 0), (2, 0), (3, 0))
 # np.save writes 128 bytes; anything much longer is a structured type, which is not a point array.
@@ -73,7 +77,16 @@ class WireError(PcctError):
 
 
 class UnsupportedBody(WireError):
-    """The body's media type or encoding is not read here."""
+    """The body's media type is not read here."""
+
+
+class UnsupportedCoding(UnsupportedBody):
+    """The body's content coding is not read here; `headers` say which are."""
+
+    def __init__(self, coding: str, read: Sequence[str]) -> None:
+        ways = " or ".join(["uncompressed", *(f"with {name}" for name in read)])
+        super().__init__(f"Content-Encoding {coding:.80} is not read here; send the body {ways}")
+        self.headers = {"Accept-Encoding": ", ".join(read) or "identity"}
 
 
 class NothingAcceptable(WireError):
@@ -169,7 +182,7 @@ def points_decoder(
 
     Raises UnsupportedBody for a type nothing reads, BodyTooLarge when Content-Length is already over the limit.
     """
-    _check_uncompressed(content_encoding, "array")
+    _check_uncompressed(content_encoding, CODINGS)
     if content_length is not None and content_length > limits.max_body_bytes + _MAX_HEADER_BYTES:
         raise BodyTooLarge(f"the body has {content_length} bytes, the limit is {limits.max_body_bytes}")
     media = _media_type(content_type)
@@ -204,15 +217,16 @@ def points_decoder(
 
 def check_json(content_type: str | None, content_encoding: str | None) -> None:
     """Raise UnsupportedBody for the body of a JSON call that says it is something else, or compressed."""
-    _check_uncompressed(content_encoding, "body")
+    _check_uncompressed(content_encoding, ())
     media = _media_type(content_type)
     if media != JSON and not media.endswith("+json") and media not in _UNDECLARED:
         raise UnsupportedBody(f"Content-Type {media} is not read here; send JSON with Content-Type {JSON}")
 
 
-def _check_uncompressed(content_encoding: str | None, what: str) -> None:
-    if (content_encoding or "identity").strip().lower() != "identity":
-        raise UnsupportedBody(f"Content-Encoding {content_encoding} is not read here; send the {what} uncompressed")
+def _check_uncompressed(content_encoding: str | None, read: Sequence[str]) -> None:
+    """Raise UnsupportedCoding for a body that is compressed. read: the codings that could be undone before."""
+    if content_encoding is not None and content_encoding.strip().lower() not in ("", "identity"):
+        raise UnsupportedCoding(content_encoding, read)
 
 
 def _media_type(content_type: str | None) -> str:
@@ -747,6 +761,14 @@ def choose_coding(accept_encoding: str | None, offered: Sequence[str]) -> str | 
     qualities = dict(_media_range(item) for item in (accept_encoding or "").split(",") if item.strip())
     best = max(offered, key=lambda coding: qualities.get(coding, 0.0))
     return best if qualities.get(best, 0.0) > 0 else None
+
+
+def takes_coding(accept_encoding: str | None, coding: str) -> bool:
+    """Return whether a client with this Accept-Encoding reads a coding; one that says nothing reads any."""
+    if accept_encoding is None:
+        return True
+    qualities = dict(_media_range(item) for item in accept_encoding.split(",") if item.strip())
+    return qualities.get(coding, qualities.get("*", 0.0)) > 0
 
 
 def _media_range(item: str) -> tuple[str, float]:

@@ -14,12 +14,12 @@ import secrets
 import time
 import zlib
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing, suppress
 from copy import copy
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Self, TypeAlias, cast
+from typing import Any, Literal, NamedTuple, Self, TypeAlias, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,7 @@ from redis.backoff import ExponentialBackoff
 from redis.commands.core import AsyncScript
 from redis.exceptions import ConnectionError as StoreConnectionError
 from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as StoreTimeoutError
 
 from pcct_core.errors import PcctError
 from pcct_core.spec import GraphSpec
@@ -39,6 +40,8 @@ from worker.patience import dispensable
 from worker.query import Wish
 from worker.settings import SharedSettings
 from worker.traces import origin
+
+T = TypeVar("T")
 
 State: TypeAlias = Literal["queued", "running", "ready", "failed", "cancelled"]
 Standing: TypeAlias = Literal["started", "elsewhere", "ended", "unwanted"]
@@ -53,6 +56,7 @@ MOST_JOBS = 1000  # of one namespace, where nothing else is said
 
 _CRC_BYTES = 4
 _MOST_STORING = 3  # chunks of one upload: the store writes one down while the next is sent and one more is summed
+_REMOVE_S = 0.5  # longest wait for the removal of chunks that were given up; they expire by themselves
 _RECHECK_S = 2.0  # a waiter looks for itself this often, should a notification be lost with a connection
 
 
@@ -213,9 +217,29 @@ def open_redis(settings: SharedSettings) -> Redis:
         settings.store_url,
         socket_timeout=settings.store_timeout_s,
         socket_connect_timeout=min(2.0, settings.store_timeout_s),
-        retry=Retry(ExponentialBackoff(cap=0.1, base=0.02), 1, supported_errors=(StoreConnectionError,)),
+        retry=_OnceMore(ExponentialBackoff(cap=0.1, base=0.02), 1, supported_errors=(StoreConnectionError,)),
     )
     return client
+
+
+class _OnceMore(Retry):
+    """Tries again what met a broken connection, but not what waited in vain: that would wait for as long again.
+
+    redis-py calls it a broken connection when a store accepts one and is then silent; what it was stands behind that.
+    """
+
+    async def call_with_retry(self, do: Callable[[], Awaitable[T]], *args: Any, **options: Any) -> T:
+        """Await do(), as redis-py asks for it."""
+
+        async def told_apart() -> T:
+            try:
+                return await do()
+            except StoreConnectionError as error:
+                if isinstance(error.__cause__, StoreTimeoutError):
+                    raise error.__cause__ from None
+                raise
+
+        return await super().call_with_retry(told_apart, *args, **options)
 
 
 # KEYS: layout. ARGV: our layout. → the layout that the store has now.
@@ -1076,8 +1100,9 @@ class _Staging:
         await asyncio.gather(*self._storing, return_exceptions=True)
         # Chunks are often given up because the store is away; their expiry then removes them.
         if self.count:
-            with suppress(RedisError):
-                await cast(Any, self._store.redis.unlink(self.key))
+            with suppress(RedisError, TimeoutError):
+                async with asyncio.timeout(_REMOVE_S):
+                    await cast(Any, self._store.redis.unlink(self.key))
 
     async def _wait(self, left: int) -> None:
         while len(self._storing) > left:

@@ -24,6 +24,7 @@ from service.answers import (
     stream_answer,
 )
 from service.backend import Backend, InBackend
+from service.compression import CompressQuery, check_takes
 from service.intake import check_query_between, check_wish_on, receive_model
 from service.problems import GraphFailed, GraphNotReady, UnknownArray, problem_type
 from service.routes.datasets import find_dataset, is_content_id
@@ -66,7 +67,7 @@ class GraphBody(BaseModel):
     warning: str | None = None
 
 
-class SliceQuery(BaseModel):
+class SliceQuery(CompressQuery):
     """Which part of an array is wanted: ?rows=a:b (from a, before b) and the ?k= nearest, which a radius graph has not."""
 
     model_config = ConfigDict(extra="forbid")
@@ -150,13 +151,19 @@ async def delete_graph(graph_id: GraphId, backend: InBackend) -> None:
     "/{graph_id}/arrays",
     responses={200: {"content": formats_content(GRAPH_FORMATS)}, 304: _ARRAY_ANSWER[304]},
 )
-async def read_arrays(graph_id: GraphId, request: Request, backend: InBackend) -> Response:
+async def read_arrays(
+    graph_id: GraphId, request: Request, backend: InBackend, query: Annotated[CompressQuery, Query()]
+) -> Response:
     """Return all arrays in one answer, as .npz, safetensors or, when small, a JSON object of lists."""
+    for name in request.query_params:
+        if name not in CompressQuery.model_fields:
+            raise InvalidParameter(f"all arrays come whole; leave out {name!r:.80}, or read one of them in part", name)
     accept = request.headers.get("accept")
+    check_takes(query.compress, request.headers.get("accept-encoding"))
     choose_format(accept, GRAPH_FORMATS)
     record = await _ready(graph_id, backend)
     media = choose_sized_format(accept, GRAPH_FORMATS, graph_numbers(record), backend.settings.max_json_bytes)
-    return await stream_answer(request, graph_body(backend.store, record, media))
+    return await stream_answer(request, graph_body(backend.store, record, media), compress=query.compress)
 
 
 @router.head("/{graph_id}/{name}", include_in_schema=False)
@@ -170,6 +177,7 @@ async def read_array(
     its offsets are b - a + 1 numbers that begin with 0, so that the three parts are a graph of these rows by themselves.
     """
     accept = request.headers.get("accept")
+    check_takes(part.compress, request.headers.get("accept-encoding"))
     choose_format(accept, ARRAY_FORMATS)
     record = await _ready(graph_id, backend)
     if name not in record.arrays:
@@ -185,7 +193,7 @@ async def read_array(
         stream = await row_stream(backend.store, record, info, start, stop)
     etag = info.etag if stream.shape == info.shape else f"{info.etag}.{start}-{stop}.{k or 'all'}"
     media = choose_sized_format(accept, ARRAY_FORMATS, math.prod(stream.shape), backend.settings.max_json_bytes)
-    return await stream_answer(request, array_body(stream, media, etag))
+    return await stream_answer(request, array_body(stream, media, etag), compress=part.compress)
 
 
 async def graph_answer(record: GraphRecord, backend: Backend, wait_s: float | None = None) -> JSONResponse:

@@ -7,7 +7,7 @@ import time
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from pcct_core.errors import InvalidPoints, InvalidSpec
 from pcct_core.spec import DEFAULT_K, GraphSpec
@@ -21,6 +21,7 @@ from service.answers import (
     stream_answer,
 )
 from service.backend import Backend, InBackend
+from service.compression import Coding, CompressQuery, check_takes
 from service.intake import Purpose, check_wish, check_wish_on, receive_points
 from service.problems import BuildFailed, GraphFailed, NotReady
 from service.routes.datasets import ARRAY_BODY, find_dataset
@@ -44,7 +45,7 @@ ANSWERS: dict[int | str, dict[str, Any]] = {
 }
 
 
-class MetricQuery(BaseModel):
+class MetricQuery(CompressQuery):
     """A metric as query parameters; dtype and shape describe a raw body, tensor names one of a safetensors file."""
 
     model_config = ConfigDict(extra="forbid")
@@ -115,13 +116,13 @@ class VecchiaQuery(KnnQuery):
 @router.post("/knn", openapi_extra=ARRAY_BODY, responses=ANSWERS)
 async def build_knn(request: Request, backend: InBackend, query: Annotated[KnnQuery, Query()]) -> Response:
     """Return the exact k-nearest-neighbor graph of the array in the body."""
-    return await _build(request, backend, query.spec())
+    return await _build(request, backend, query.spec(), query.compress)
 
 
 @router.post("/vecchia", openapi_extra=ARRAY_BODY, responses=ANSWERS)
 async def build_vecchia(request: Request, backend: InBackend, query: Annotated[VecchiaQuery, Query()]) -> Response:
     """Return the Vecchia graph of the array in the body: row r lists the k nearest among ranks 0 … r-1."""
-    return await _build(request, backend, query.spec())
+    return await _build(request, backend, query.spec(), query.compress)
 
 
 @router.post("/radius", openapi_extra=ARRAY_BODY, responses=ANSWERS)
@@ -130,20 +131,23 @@ async def build_radius(request: Request, backend: InBackend, query: Annotated[Ra
 
     The neighbors of row i are neighbors[offsets[i]:offsets[i + 1]], nearest first. 422 when they are too many altogether.
     """
-    return await _build(request, backend, query.spec())
+    return await _build(request, backend, query.spec(), query.compress)
 
 
-async def _build(request: Request, backend: Backend, spec: GraphSpec) -> Response:
+async def _build(request: Request, backend: Backend, spec: GraphSpec, compress: Coding | None) -> Response:
+    check_takes(compress, request.headers.get("accept-encoding"))
     choose_format(request.headers.get("accept"), ANSWER_FORMATS)
     references = [await find_dataset(reference, backend) for reference in spec.references()]
     purpose = Purpose(spec.metric, lambda n, d: check_wish(n, d, spec, backend.settings, references))
     with backend.present("one-shot"):
         dataset, _ = await receive_points(request, backend.store, backend.settings, purpose)
         check_wish_on(dataset, spec, backend.settings, references)
-        return await ask_oneshot(request, backend, dataset.id, spec, dataset.n)
+        return await ask_oneshot(request, backend, dataset.id, spec, dataset.n, compress)
 
 
-async def ask_oneshot(request: Request, backend: Backend, dataset_id: str, spec: Wish, rows: int) -> Response:
+async def ask_oneshot(
+    request: Request, backend: Backend, dataset_id: str, spec: Wish, rows: int, compress: Coding | None
+) -> Response:
     """Ask for a graph, wait, and return its arrays; 202 when it takes longer than `oneshot_wait_s`.
 
     rows: of its arrays. Raises NothingAcceptable before anything is asked for.
@@ -160,10 +164,12 @@ async def ask_oneshot(request: Request, backend: Backend, dataset_id: str, spec:
     if media == JSON:
         media = choose_sized_format(accept, ANSWER_FORMATS, graph_numbers(record), most)
     if media in GRAPH_FORMATS:
-        return await stream_answer(request, graph_body(backend.store, record, media), f"{location}/arrays")
+        return await stream_answer(
+            request, graph_body(backend.store, record, media), f"{location}/arrays", compress=compress
+        )
     info = record.arrays["neighbors"]
     body = array_body(array_stream(backend.store, record.id, info), media, info.etag)
-    return await stream_answer(request, body, f"{location}/neighbors")
+    return await stream_answer(request, body, f"{location}/neighbors", compress=compress)
 
 
 async def _wait(record: GraphRecord, backend: Backend, request: Request) -> GraphRecord:

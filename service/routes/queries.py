@@ -9,6 +9,7 @@ from pydantic import Field
 
 from pcct_core.spec import DEFAULT_K, GraphSpec
 from service.backend import InBackend
+from service.compression import check_takes
 from service.intake import Purpose, check_queries, check_query_between, check_query_on, receive_points
 from service.routes.datasets import ARRAY_BODY, find_dataset
 from service.routes.oneshot import ANSWER_FORMATS, ANSWERS, MetricQuery, ask_oneshot
@@ -43,6 +44,7 @@ async def query_dataset(
 
     A row that is in the dataset finds itself.
     """
+    check_takes(query.compress, request.headers.get("accept-encoding"))
     choose_format(request.headers.get("accept"), ANSWER_FORMATS)
     wanted = query.spec()
     asked = await find_dataset(dataset_id, backend)
@@ -53,4 +55,4 @@ async def query_dataset(
         queries, _ = await receive_points(request, backend.store, backend.settings, purpose)
         spec = QuerySpec(queries.id, wanted.k, wanted.metric, wanted.radius)
         check_query_between(asked, queries, spec, backend.settings, references)
-        return await ask_oneshot(request, backend, dataset_id, spec, queries.n)
+        return await ask_oneshot(request, backend, dataset_id, spec, queries.n, query.compress)

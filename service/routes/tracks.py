@@ -236,20 +236,36 @@ async def refresh_track(track_id: TrackId, request: Request, backend: InBackend)
     return JSONResponse(answer.to_json(), 200 if answer.decision == "cached" else 202)
 
 
-async def _followed(
+async def _first_event(
     track_id: TrackId, backend: InBackend, last_event_id: Annotated[str | None, Header()] = None
-) -> AsyncIterator[AsyncIterator[TrackEvent]]:
-    """Give the events of a track, and close them behind the answer; raises what must be known before it starts."""
+) -> str:
+    """Return the id behind which the events begin; raises UnknownTrack or InvalidParameter."""
     if last_event_id is not None and re.fullmatch(r"\d{1,19}(-\d{1,19})?", last_event_id, re.ASCII) is None:
         raise InvalidParameter(
             f"Last-Event-ID is {last_event_id!r}; send the id of an event, or leave it out", "Last-Event-ID"
         )
     await backend.tracks.track(track_id)
-    events = backend.tracks.events(track_id, last_event_id or _OLDEST)
+    return last_event_id or _OLDEST
+
+
+async def _followed(
+    track_id: TrackId, backend: InBackend, first: Annotated[str, Depends(_first_event)]
+) -> AsyncIterator[AsyncIterator[TrackEvent]]:
+    """Give the events of a track, and close them behind the answer."""
+    events = backend.tracks.events(track_id, first)
     # Here and not in the route: FastAPI leaves a stream's generator to the garbage collector when the client goes.
     with backend.present("wait"):
         async with aclosing(cast("AsyncGenerator[TrackEvent, None]", events)):
             yield events
+
+
+@router.head("/{track_id}/events", include_in_schema=False)
+async def look_for_events(first: Annotated[str, Depends(_first_event)]) -> Response:
+    """Answer as GET would, without the stream, which has no length."""
+    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+    answer = Response(headers=headers, media_type=EventSourceResponse.media_type)
+    del answer.headers["content-length"]
+    return answer
 
 
 @router.get("/{track_id}/events", response_class=EventSourceResponse)

@@ -55,6 +55,7 @@ ROUTES = {
     ("HEAD", "/v1/tracks/{track_id}"): ("read", "/v1/tracks/{track}", {}),
     ("POST", "/v1/tracks/{track_id}/refresh"): ("write", "/v1/tracks/{track}/refresh", {"json": {"force": True}}),
     ("GET", "/v1/tracks/{track_id}/events"): ("read", "/v1/tracks/{track}/events", {}),
+    ("HEAD", "/v1/tracks/{track_id}/events"): ("read", "/v1/tracks/{track}/events", {}),
     ("POST", "/v1/knn"): ("write", "/v1/knn?k=3", {"json": POINTS.tolist()}),
     ("POST", "/v1/radius"): ("write", "/v1/radius?radius=0.3", {"json": POINTS.tolist()}),
     ("POST", "/v1/vecchia"): ("write", "/v1/vecchia?k=3", {"json": POINTS.tolist()}),

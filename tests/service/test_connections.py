@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import resource
 from contextlib import AsyncExitStack
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from service.connections import raise_file_limit
+from tests.service.conftest import as_npy
 
 pytestmark = pytest.mark.anyio
 
@@ -88,6 +90,76 @@ async def test_a_body_that_drips_ends_and_leaves_nothing(start_live, stack, redi
         dripping.cancel()
         assert await redis.keys("*dataset*") == []
         assert await redis.keys("*staging*") == []
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"hello\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\nHost: x\r\nno header\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",  # a browser that was told https://
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"POST /v1/datasets HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+    ],
+)
+async def test_what_is_no_http_is_answered_as_a_problem(start_live, stack, sent):
+    async with start_live(worker=False) as service:
+        wire = await Wire(service, stack).open()
+        wire.writer.write(sent)
+        head, _, body = (await wire.reader.read()).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+        assert b"Content-Type: application/problem+json" in head
+        assert b"X-Request-Id: " in head
+        problem = json.loads(body)
+        assert (problem["type"], problem["status"]) == ("/problems/bad-request", 400)
+        assert "http://" in problem["detail"]
+        assert (await service.client.get("/livez")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("before", "more"),
+    [
+        (b"GET /", b"a" * 4096),
+        (b"GET /livez HTTP/1.1\r\nHost: x\r\nX-Long: ", b"a" * 4096),
+        (b"GET /livez HTTP/1.1\r\nHost: x\r\n", b"X: y\r\n" * 512),
+        (HEAD.replace(b"Content-Length: 1000000", b"Transfer-Encoding: chunked") + b"1\r\nx\r\n0\r\nX: ", b"a" * 4096),
+    ],
+    ids=["path", "header", "headers", "trailer"],
+)
+async def test_a_head_without_end_is_cut_off(start_live, stack, before, more):
+    async with start_live(worker=False) as service:
+        wire = await Wire(service, stack).open()
+        wire.writer.write(before)
+        answer = asyncio.create_task(wire.reader.read())
+        sent = 0
+        with contextlib.suppress(ConnectionError):
+            while not answer.done() and sent < 1 << 20:
+                wire.writer.write(more)
+                sent += len(more)
+                await wire.writer.drain()
+                await asyncio.sleep(0.001)
+        assert sent < 1 << 20
+        with contextlib.suppress(ConnectionError):  # the rest was on its way when it was refused
+            said = await answer
+            assert said.startswith(b"HTTP/1.1 431 ")
+            assert json.loads(said.partition(b"\r\n\r\n")[2])["type"] == "/problems/head-too-large"
+
+
+async def test_a_long_body_is_no_long_head(start_live):
+    async with start_live(worker=False) as service:
+        points = np.random.default_rng(1).random((50_000, 2))
+        for _ in range(2):
+            assert await service.upload(points)
+
+        async def pieces():
+            body = as_npy(points)
+            for start in range(0, len(body), 1000):
+                yield body[start : start + 1000]
+
+        answer = await service.client.post("/v1/datasets", content=pieces())
+        assert answer.status_code == 200
+        assert (await service.client.get("/livez", headers={"Cookie": "a" * 60_000})).status_code == 200
 
 
 async def test_a_long_poll_is_no_idle_connection(start_live):

@@ -18,6 +18,7 @@ ID = "0" * 64
         (f"/v1/graphs/{ID}/neighbors", "GET, HEAD, OPTIONS"),
         ("/v1/knn", "POST, OPTIONS"),
         ("/v1/tracks", "POST, OPTIONS"),
+        (f"/v1/tracks/{ID}/events", "GET, HEAD, OPTIONS"),
         ("/livez", "GET, HEAD, OPTIONS"),
         ("/openapi.json", "GET, HEAD, OPTIONS"),
     ],
@@ -58,6 +59,22 @@ async def test_every_get_answers_head(service):
         assert head.status_code == got.status_code == 200, path
         assert head.content == b""
         assert head.headers["content-type"] == got.headers["content-type"], path
+
+
+async def test_head_of_events_says_what_would_be_streamed(live):
+    client, dataset = live.client, await live.upload(POINTS)
+    track = (await client.post("/v1/tracks", json={"dataset": dataset, "spec": {"k": 3}})).json()["id"]
+    head = await client.head(f"/v1/tracks/{track}/events")
+    async with client.stream("GET", f"/v1/tracks/{track}/events") as got:
+        ours = ("x-request-id", "date", "transfer-encoding")
+        assert {k: v for k, v in head.headers.items() if k not in ours} == {
+            k: v for k, v in got.headers.items() if k not in ours
+        }
+    assert (head.status_code, head.content) == (200, b"")
+    for path, known, status in ((ID[:32], "0", 404), (track, "yesterday", 422)):
+        for method in ("HEAD", "GET"):
+            url = f"/v1/tracks/{path}/events"
+            assert (await client.request(method, url, headers={"Last-Event-ID": known})).status_code == status
 
 
 @pytest.mark.parametrize("media", ["application/x-npy", "application/octet-stream"])

@@ -3,14 +3,18 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from redis.asyncio import Redis
+from redis.exceptions import TimeoutError as StoreTimeoutError
 
 from pcct_core.spec import GraphSpec
 from worker.keys import Keys
+from worker.settings import SharedSettings
 from worker.store import (
     LAYOUT,
     DamagedData,
@@ -482,3 +486,50 @@ async def test_beat_expires(store: Store) -> None:
     await store.beat(WorkerInfo("a", 1, warm=True, graph=None), 0.05)
     await asyncio.sleep(0.1)
     assert await store.workers() == []
+
+
+@pytest.fixture
+async def silent(tmp_path: Path) -> AsyncIterator[tuple[Store, list[None]]]:
+    """A store that accepts connections and then says nothing, as one that is stopped does; one entry for each connection."""
+    met: list[None] = []
+    over = asyncio.Event()
+
+    async def meet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        met.append(None)
+        await over.wait()
+        writer.close()
+
+    server = await asyncio.start_unix_server(meet, tmp_path / "silent.sock")
+    store = Store.from_settings(SharedSettings(redis_url=f"unix://{tmp_path}/silent.sock", store_timeout_s=0.2))
+    yield store, met
+    await store.aclose()
+    over.set()
+    server.close()
+
+
+async def test_a_silent_store_is_waited_for_once(silent: tuple[Store, list[None]]) -> None:
+    store, met = silent
+    with pytest.raises(StoreTimeoutError):
+        await store.dataset("0" * 64)
+    assert len(met) == 1
+
+
+async def test_an_upload_to_a_silent_store_is_given_up_after_one_wait(silent: tuple[Store, list[None]]) -> None:
+    store, met = silent
+
+    async def send() -> None:
+        async with store.upload(10, 2, "float64") as upload:
+            await upload.write(bytes(160))
+            await upload.commit("0" * 64)
+
+    with pytest.raises(StoreTimeoutError):
+        await send()
+    assert len(met) == 2  # one for the chunk, one to remove it, which is not waited for that long
+
+
+async def test_a_store_that_comes_back_at_once_is_not_missed(valkey_url: str) -> None:
+    store = Store.from_settings(SharedSettings(redis_url=valkey_url))
+    assert await store.dataset("0" * 64) is None
+    await store.redis.client_kill_filter(_type="normal", skipme=False)
+    assert await store.dataset("0" * 64) is None
+    await store.aclose()
