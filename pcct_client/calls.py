@@ -491,6 +491,12 @@ def refused(reply: Reply) -> Exception:
         return BadAnswer(
             f"{said}: give the client the URL of the pcct service alone, without what comes after it, as /v1"
         )
+    if 300 <= reply.status < 400 and reply.headers.get("location"):
+        # Not followed: the key would go there too.
+        there = reply.headers["location"].partition("/v1/")[0]
+        return BadAnswer(
+            f"HTTP {reply.status} leads to {there}: if that is the URL of a pcct service, give it to the client"
+        )
     if reply.status < 400 or reply.status == 405 or not (problem or reply.content == b""):
         return BadAnswer(f"HTTP {reply.status} came back without a reason; is this the URL of a pcct service?")
     if reply.status == 401 and not problem:  # the answer to HEAD says nothing

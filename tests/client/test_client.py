@@ -267,6 +267,14 @@ def test_a_graph_that_was_lost_since_it_was_ready_is_fetched_anew(client, servic
     assert [said for said in service.said() if said.startswith("POST")] == ["POST /datasets", "POST /graphs"] * 2
 
 
+def test_where_a_redirect_leads_is_said_and_not_followed(client, service):
+    headers = {"Location": "https://pcct.test/inner/v1/datasets"}
+    service.instead["POST", "datasets"] = httpx.Response(308, headers=headers)
+    with pytest.raises(BadAnswer, match=r"HTTP 308 leads to https://pcct\.test/inner: .* give it to the client"):
+        client.upload(POINTS)
+    assert len(service.requests) == 2
+
+
 @pytest.mark.parametrize(
     "url",
     [
