@@ -1,17 +1,13 @@
-"""What is known about a graph's exactness, attached to it; and how much a sample of its rows can prove."""
+"""What is known about a graph's exactness, attached to it; and how much a sample of its pairs can prove."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+from scipy.special import gammaincinv
 
-# Bets on the mean loss being lower than claimed, and how the stake is split over them. The first gains most while nothing
-# is missed; the other loses less to a row that misses much.
-_BETS = ((1.0, 0.9), (0.3, 0.1))
+_SPARE = 1  # misses that an audit may find and still prove the recall it was made for
 
 
 @dataclass(frozen=True)
@@ -21,14 +17,14 @@ class Certificate:
     method: "tree" or "dense", which prune only what cannot be a neighbor, or "gated", whose recall is measured.
     dtype:  arithmetic that decided every comparison, "float32" or "float64".
     exact:  True when every row equals brute force in that arithmetic, ties by (distance, index).
-    recall, recall_lower, confidence: gated only: the graph's recall as the audited rows estimate it, and what it is at least,
+    recall, recall_lower, confidence: gated only: the graph's recall as the audited pairs estimate it, and what it is at least,
             at that confidence.
-    audited_queries, missed_neighbors: gated only: rows whose true neighbors were computed, and how many of those the gate
-            keeps out. The graph has them: audited rows are exact.
+    audited_pairs, audited_queries, missed_neighbors: gated only: random pairs beyond the gates that were measured, rows that
+            they belong to, and how many of them were true neighbors.
     degenerate_rows: residual metric only: rows whose residual variance is at the floor.
     gate1_candidates, gate1_kept, gate1_pruned: residual metric only: pairs of the rows behind the gate that could be
             neighbors, those that passed it, the others.
-    gate1_false_negatives, gate1_widenings: true neighbors that the gate kept out, in the last audit; times it was widened.
+    gate1_false_negatives, gate1_widenings: true neighbors that the last audit found beyond the gate; times it was widened.
     """
 
     method: str
@@ -37,6 +33,7 @@ class Certificate:
     recall: float | None = None
     recall_lower: float | None = None
     confidence: float | None = None
+    audited_pairs: int | None = None
     audited_queries: int | None = None
     missed_neighbors: int | None = None
     degenerate_rows: int | None = None
@@ -51,60 +48,19 @@ class Certificate:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
-def recall_lower_bound(losses: NDArray[np.float64], alpha: float, pool: int) -> float:
-    """Return a number that the mean of 1 - loss over a pool of rows is at least, except with probability alpha.
+def most_missed(found: int, rate: float, alpha: float) -> float:
+    """Return a number that the missed pairs are at most, except with probability alpha.
 
-    losses: float64 (rows,), the share of true neighbors missing in each row of a uniform sample of the pool, in the order
-    drawn, without replacement. pool: how many rows it was drawn from.
-    Bets: were the mean loss μ or more, what is left to lose before draw t would average m = (pool μ - losses so far) /
-    (pool - t + 1) or more, so each capital Π (1 + λ (m - loss) / (1 - m)), λ ≤ 1, would be at most 1 in expectation, and
-    hence their average; by Markov's inequality it exceeds 1 / alpha with probability at most alpha. Every μ at which it does
-    is ruled out; the capital grows with m, and m with μ. With λ = 1 and nothing missed this is the hypergeometric bound.
-    The mean of a whole pool is known.
-    Nothing is assumed about how misses cluster in rows. Source: Waudby-Smith & Ramdas 2020, section 3.
+    found: missed pairs among those drawn. rate: how often each pair that could be a missed one is drawn at least, on average,
+    independently of the others.
+    Were there more than b, more than rate · b of them would be drawn on average. What is found is a sum of independent
+    zeros and ones, so at most h of them come less often than of a Poisson number with that mean, if it is h + 1 or more, or
+    h = 0 (Hoeffding 1956, theorem 4; Anderson & Samuels 1967). Nothing is assumed about where misses lie.
     """
-    if len(losses) == pool:
-        return 1.0 - float(losses.mean())
-    low, high = 0.0, 1.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        if _log_capitals(losses, middle, pool)[-1] >= -math.log(alpha):
-            high = middle
-        else:
-            low = middle
-    return 1.0 - max(high, float(losses.mean()) if len(losses) else 1.0)
+    mean = float(gammaincinv(found + 1, 1.0 - alpha))
+    return (mean if found == 0 else max(mean, found + 1.0)) / rate
 
 
-def graph_recall_lower_bound(losses: NDArray[np.float64], alpha: float, pool: int, rows: int) -> float:
-    """Return a number that the recall of a graph is at least, except with probability alpha.
-
-    Of the graph's `rows` all are exact but those of the pool that the sample left out; other arguments as in
-    `recall_lower_bound`.
-    """
-    left = (1.0 - recall_lower_bound(losses, alpha, pool)) * pool - float(losses.sum())
-    return 1.0 - max(0.0, left) / rows
-
-
-def audit_size(recall: float, alpha: float, pool: int, rows: int) -> int:
-    """Return how many rows of the pool to sample for `graph_recall_lower_bound` to reach recall, with 8 % to spare for misses.
-
-    At most the whole pool.
-    """
-    mean = min(1.0, (1.0 - recall) * rows / pool)
-    enough = _log_capitals(np.zeros(pool), mean, pool) >= -math.log(alpha)
-    return min(pool, math.ceil(1.08 * int(np.argmax(enough)))) if enough.any() else pool
-
-
-def _log_capitals(losses: NDArray[np.float64], mean: float, pool: int) -> NDArray[np.float64]:
-    """Return the logarithm of the capital before the first draw and after each, inf once the mean is impossible."""
-    drawn = np.arange(len(losses))
-    left = pool * mean - np.cumsum(losses) + losses
-    expected = np.clip(left / (pool - drawn), 0.0, 1.0)
-    capitals = []
-    with np.errstate(divide="ignore", invalid="ignore"):
-        for bet, stake in _BETS:
-            gains = np.log1p(bet * (expected - losses) / (1.0 - expected))
-            gains[expected == 1.0] = np.where(losses[expected == 1.0] < 1.0, np.inf, 0.0)
-            capital = math.log(stake) + np.cumsum(np.concatenate(([0.0], gains)))
-            capitals.append(np.where(np.isnan(capital), -np.inf, capital))
-        return np.logaddexp(*capitals)
+def audit_rate(allowed: float, alpha: float) -> float:
+    """Return how often each pair must be drawn for `most_missed` to be at most `allowed` with one missed pair found."""
+    return most_missed(_SPARE, 1.0, alpha) * (1.0 + 1e-9) / allowed  # no rounding may make it a little less

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pcct_core.build import Tree, allocate_tree, build_tree, gather_lowest, number_nodes
 from pcct_core.certificate import Certificate
 from pcct_core.errors import FileFormatError, InvalidPoints, InvalidSpec
-from pcct_core.gate import scan_gated
+from pcct_core.gate import Found, scan_gated
 from pcct_core.nearest import RadiusNeighbors, find_within, search_points
 from pcct_core.parallel import CancelToken, Crew, Progress
 from pcct_core.points import as_points, check_metric, check_shape, distances_out, embed
@@ -225,20 +225,9 @@ class CoverTree:
         tree = build_tree(points, crew, phase="")
         asked = make_factors(points, tree, np.arange(m), metric, process.inducing, crew)
         queries = Queries(points, tree.ids[:m], np.full(m, NO_ID, np.int32), np.full(m, -1, np.int32))
-        open_, k = np.full(m, np.inf), neighbors.shape[1]
+        found = Found(neighbors, distances, np.zeros(m, bool), np.zeros(m, np.int64))
         scan_gated(
-            self._tree,
-            process.screen,
-            process.factors,
-            queries,
-            asked,
-            open_,
-            open_,
-            k,
-            neighbors,
-            distances,
-            crew,
-            "search",
+            self._tree, process.screen, process.factors, queries, asked, np.full(m, np.inf), found, crew, "search"
         )
 
     def _without_process(self) -> None:

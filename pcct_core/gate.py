@@ -34,9 +34,23 @@ from pcct_core.simd import (
     scan_bucket,
     screen_bucket,
 )
-from pcct_core.topk import NO_ID, Front, clear_best, full_best, make_best, radius_bound, settle, write_rows
+from pcct_core.topk import NO_ID, Front, clear_best, full_best, make_best, settle, take_row, write_rows
 
 _DOWN = 1.0 - 2.0**-20  # takes more off a limit than float32 can add to it and to its products
+
+
+class Found(NamedTuple):
+    """What is found of n rows so far.
+
+    neighbors: int32 (n, k), distances: float64 (n, k), the answer. known: bool (n,), rows that hold k candidates already, in
+    any order: what they are is not measured again. passed: int64 (n,), pairs of each row that passed its gate when it was
+    scanned last, itself included where it stands in the tree.
+    """
+
+    neighbors: Any
+    distances: Any
+    known: Any
+    passed: Any
 
 
 class _Room(NamedTuple):
@@ -45,6 +59,7 @@ class _Room(NamedTuple):
     explained: float32 flat (LANES * m), V of the queries in units of the variance. own: float64 (LANES,), their residual
     variances. gates: float64 (LANES,), squared.
     squared: float64 flat (LANES * LANES), by query. products: float32, the same, and a spare row.
+    passed: int64 (LANES,), pairs that passed each query's gate.
     near: uint32 (LANES,), points that a query must look at. active: int64 (LANES + QUERIES,), queries that have any.
     chosen: int64 (LANES + PAIRS,), points that are measured; apart, values: float64 (LANES,), of each. exact: float64
     (PAIRS,), products. kernel: see `kernels.correlate`.
@@ -53,6 +68,7 @@ class _Room(NamedTuple):
     explained: Any
     own: Any
     gates: Any
+    passed: Any
     squared: Any
     products: Any
     near: Any
@@ -71,57 +87,48 @@ def scan_gated(
     queries: Queries,
     asked: Factors,
     gates: NDArray[np.float64],
-    bounds: NDArray[np.float64],
-    k: int,
-    neighbors: NDArray[np.int32],
-    distances: NDArray[np.float64],
+    found: Found,
     crew: Crew,
     phase: str,
-) -> int:
+) -> None:
     """Find the k nearest by residual correlation among the points within each asked row's gate.
 
     tree: of the first points of stored. screen: of that tree. queries.points: asked.points. gates: float64, by row of
-    queries.points, radius in scaled distance, inf for all. bounds: float64, by row, squared distance that its k-th nearest
-    is known not to exceed, inf for unknown. Writes rows of neighbors and distances as `search.search_tree`
-    does. Returns how many pairs passed the gates.
+    queries.points, radius in scaled distance, inf for all. Writes the asked rows of found, neighbors and distances as
+    `search.search_tree` does.
     """
-    groups = count_groups(len(queries.rows))
-    kept: list[int] = []
     crew.run(
         phase,
-        groups,
-        lambda a, b: kept.append(
-            scan_gated_groups(tree, screen, stored, queries, asked, gates, bounds, k, a, b, neighbors, distances)
-        ),
+        count_groups(len(queries.rows)),
+        lambda a, b: scan_gated_groups(tree, screen, stored, queries, asked, gates, a, b, found),
     )
-    return sum(kept)
 
 
 @njit(nogil=True, cache=True)
-def scan_gated_groups(tree, screen, stored, queries, asked, gates, bounds, k, first, last, neighbors, distances):
-    """Search for the groups [first, last), each 32 consecutive entries of queries.rows; return the pairs that passed."""
+def scan_gated_groups(tree, screen, stored, queries, asked, gates, first, last, found):
+    """Search for the groups [first, last), each 32 consecutive entries of queries.rows."""
     group = make_group(tree)
     walk = make_walk(tree)
-    best = make_best(k, tree.coords)
+    best = make_best(found.neighbors.shape[1], tree.coords)
     room = make_room(stored.m)
-    kept = 0
     for number in range(first, last):
         lanes, highest = load_group(group, queries, number)
         clear_best(best, lanes)
         for lane in range(lanes):
-            best.bounds[lane] = bounds[group.rows[lane]]
+            if found.known[group.rows[lane]]:
+                take_row(best, lane, group.rows[lane], found.neighbors, found.distances)
         widest = load_room(room, group, lanes, asked, gates, screen.scale)
         front = Front(widest, np.float64(np.inf), NO_ID)
         waiting, node = next_bucket(tree, walk, start_walk(walk), group, front, highest)
         while node >= 0:
-            most, passed = scan_gated_bucket(tree, screen, stored, asked, node, group, best, room)
-            kept += passed
+            most = scan_gated_bucket(tree, screen, stored, asked, node, group, best, room, found)
             if full_best(best, most):
                 settle(best, lanes)
             waiting, node = next_bucket(tree, walk, waiting, group, front, highest)
         settle(best, lanes)
-        write_rows(best, lanes, group.rows, neighbors, distances)
-    return kept
+        write_rows(best, lanes, group.rows, found.neighbors, found.distances)
+        for lane in range(lanes):
+            found.passed[group.rows[lane]] = room.passed[lane]
 
 
 @njit(nogil=True)
@@ -131,6 +138,7 @@ def make_room(m):
         np.empty(LANES * m, np.float32),
         np.empty(LANES),
         np.empty(LANES),
+        np.empty(LANES, np.int64),
         np.empty(LANES * LANES),
         np.empty((LANES + 1) * LANES, np.float32),
         np.empty(LANES, np.uint32),
@@ -149,6 +157,7 @@ def load_room(room, group, lanes, asked, gates, scale):
     widest = 0.0
     m = asked.m
     room.gates[:] = -1.0
+    room.passed[:] = 0
     for lane in range(lanes):
         row = group.rows[lane]
         room.own[lane] = asked.p[row]
@@ -161,15 +170,15 @@ def load_room(room, group, lanes, asked, gates, scale):
 
 
 @njit(nogil=True)
-def scan_gated_bucket(tree, screen, stored, asked, node, group, best, room):
+def scan_gated_bucket(tree, screen, stored, asked, node, group, best, room, found):
     """Let every query whose gate reaches the leaf's bucket append what passes its gate and its bound.
 
-    Returns the largest number of rows that a query has appended, and how many pairs passed a gate.
+    Returns the largest number of rows that a query has appended.
     """
     bucket = int(tree.bucket[node])
     first = bucket * LANES
     reached = reach_box(group.coords, room.gates, tree.low, tree.high, node, tree.d)
-    count, passed, most = 0, 0, -best.size
+    count, most = 0, -best.size
     while reached != 0:
         lane = lowest_bit(reached)
         reached = drop_lowest_bit(reached)
@@ -182,13 +191,13 @@ def scan_gated_bucket(tree, screen, stored, asked, node, group, best, room):
             room.near[lane] = near
             room.active[count] = lane
             count += 1
-            passed += count_bits(near)
+            room.passed[lane] += count_bits(near)
     if count > 0:
         count = screen_active(screen, stored, bucket, best, room, count)
     for i in range(count):
         lane = int(room.active[i])
-        most = max(most, append_correlated(tree, stored, asked, first, lane, group, best, room))
-    return most, passed
+        most = max(most, append_correlated(tree, stored, asked, first, lane, group, best, room, found))
+    return most
 
 
 @njit(nogil=True)
@@ -252,79 +261,134 @@ def query_places(active, i, m, column):
 
 
 @njit(nogil=True)
-def append_correlated(tree, stored, asked, first, lane, group, best, room):
+def append_correlated(tree, stored, asked, first, lane, group, best, room, found):
     """Append one query's near points by residual correlation; return how many candidates it has now.
 
     first: place of the bucket's first point.
     """
-    near, found = room.near[lane], 0
+    near, count, row = room.near[lane], 0, group.rows[lane]
+    known = found.known[row]
     while near != 0:
         index = tree.ids[first + lowest_bit(near)]
         near = drop_lowest_bit(near)
-        if index != group.itself[lane]:
-            room.chosen[found] = index
-            found += 1
-    measure(stored, asked, group.rows[lane], found, room)
-    count, bound = best.counts[lane], best.bounds[lane]
-    for i in range(found):
+        if index != group.itself[lane] and not (known and holds(found.neighbors, row, index)):
+            room.chosen[count] = index
+            count += 1
+    measure(stored, asked, row, count, room)
+    counted, bound = best.counts[lane], best.bounds[lane]
+    for i in range(count):
         if 1.0 - room.values[i] <= bound:
-            to = (best.size + count) * LANES + lane
+            to = (best.size + counted) * LANES + lane
             best.distances[to] = np.sqrt(max(0.0, 1.0 - room.values[i]))
             best.ids[to] = room.chosen[i]
-            count += 1
-    best.counts[lane] = count
-    return count
+            counted += 1
+    best.counts[lane] = counted
+    return counted
 
 
 @njit(nogil=True)
-def measure(stored, asked, row, found, room):
-    """Write to room.values the size of the residual correlation of an asked row with the first `found` chosen points.
+def holds(neighbors, row, index):
+    """Return True when index stands in a row of neighbors, int32 (n, k); all are compared, 16 at a time."""
+    hits = np.int32(0)
+    for c in range(neighbors.shape[1]):
+        hits |= np.int32(neighbors[row, c] == index)
+    return hits != 0
+
+
+@njit(nogil=True)
+def measure(stored, asked, row, count, room):
+    """Write to room.values the size of the residual correlation of an asked row with the first `count` chosen points.
 
     At most 32. The only place where pairs are decided: in float64, to bits that do not depend on the company.
     """
     chosen, exact, values = room.chosen, room.exact, room.values
     width = int(stored.width)
-    for i in range(found):
+    for i in range(count):
         total = 0.0
         for c in range(stored.points.shape[1]):
             gap = stored.points[chosen[i], c] - asked.points[row, c]
             total += gap * gap
         room.apart[i] = total
-    room.apart[found:] = 0.0
+    room.apart[count:] = 0.0
     correlate(stored.code, room.apart, room.kernel, values)
-    for i in range(found, found + PAIRS):
+    for i in range(count, count + PAIRS):
         chosen[i] = chosen[0]
     home, own = int(asked.place[row]) * width, asked.p[row]
-    for i in range(0, found, PAIRS):
+    for i in range(0, count, PAIRS):
         a, b, c, d = chosen[i], chosen[i + 1], chosen[i + 2], chosen[i + 3]
         starts = (stored.place[a] * width, stored.place[b] * width, stored.place[c] * width, stored.place[d] * width)
         multiply_rows(asked.explained, home, stored.explained, starts, width, exact)
-        for j in range(min(PAIRS, found - i)):
+        for j in range(min(PAIRS, count - i)):
             residual = stored.variance * values[i + j] - exact[j]
             values[i + j] = abs(residual) / np.sqrt(own * stored.p[chosen[i + j]])
 
 
 @njit(nogil=True, cache=True)
-def bound_rows(factors, rows, previous, k, first, last, bounds, gates):
-    """Write how far the first k of `previous`, int32 (n, ≥ k), are from each of rows[first:last], by either distance.
+def follow_rows(factors, rows, limit, itself, previous, first, last, found, gates):
+    """Take over the first k of `previous`, int32 (n, ≥ k), of rows[first:last], measured anew, as what is known of them.
 
-    bounds: float64 (n,), squared residual distance that none of them exceeds. gates: float64 (n,), scaled distance of the
-    farthest. Both inf for a row that has fewer.
+    limit, itself: as of `search.Queries`. gates: float64 (n,), receives the scaled distance of the farthest of them, inf for
+    a row that has fewer than k, or others than it may have.
     """
     room = make_room(factors.m)
+    k = found.neighbors.shape[1]
     for i in range(first, last):
         row = rows[i]
-        bounds[row] = gates[row] = np.inf
-        if previous[row, k - 1] < 0:
-            continue
-        least, farthest = 1.0, 0.0
-        for start in range(0, k, LANES):
-            found = min(LANES, k - start)
-            for j in range(found):
+        found.known[row] = may_have(previous, row, k, limit[row], itself[row])
+        gates[row] = 0.0 if found.known[row] else np.inf
+        for start in range(0, k if found.known[row] else 0, LANES):
+            count = min(LANES, k - start)
+            for j in range(count):
                 room.chosen[j] = previous[row, start + j]
-            measure(factors, factors, row, found, room)
-            for j in range(found):
-                least = min(least, room.values[j])
-                farthest = max(farthest, room.apart[j])
-        bounds[row] = radius_bound(np.sqrt(max(0.0, 1.0 - least)), room.values)
-        gates[row] = np.sqrt(farthest)
+            measure(factors, factors, row, count, room)
+            for j in range(count):
+                found.neighbors[row, start + j] = previous[row, start + j]
+                found.distances[row, start + j] = np.sqrt(max(0.0, 1.0 - room.values[j]))
+                gates[row] = max(gates[row], np.sqrt(room.apart[j]))
+
+
+@njit(nogil=True)
+def may_have(neighbors, row, k, limit, itself):
+    """Return True when the first k neighbors of a row are different points below limit, and not the row itself."""
+    wrong = 0
+    for c in range(k):
+        index = neighbors[row, c]
+        wrong += int(index < 0) + int(index >= limit) + int(index == itself)
+        for e in range(c):
+            wrong += int(neighbors[row, e] == index)
+    return wrong == 0
+
+
+@njit(nogil=True, cache=True)
+def audit_rows(factors, rows, limit, itself, gates, starts, draws, first, last, found, measured, missed):
+    """Measure random pairs of rows[first:last] beyond their gates, and count those that belong in the answer.
+
+    limit, itself, gates: by row, as in the scan. starts: int64 (n + 1,), row i has draws[starts[i]:starts[i + 1]]; float64 in
+    [0, 1), each names one of the points that the row may have; those within its gate are passed over. Writes int64 (n,)
+    measured, pairs, and missed, those of them that come before the row's last neighbor, by (distance, index).
+    """
+    room = make_room(factors.m)
+    n, d = factors.points.shape
+    last_column = found.neighbors.shape[1] - 1
+    for i in range(first, last):
+        row = rows[i]
+        allowed, gate = min(np.int64(limit[row]), n), gates[row] * gates[row]
+        distance, neighbor = found.distances[row, last_column], found.neighbors[row, last_column]
+        count = 0
+        for at in range(starts[row], starts[row + 1]):
+            index = min(np.int64(draws[at] * allowed), allowed - 1)
+            squared = 0.0
+            for c in range(d):
+                gap = factors.points[index, c] - factors.points[row, c]
+                squared += gap * gap
+            if squared > gate and index != itself[row]:
+                room.chosen[count] = index
+                count += 1
+            if count == LANES or (count > 0 and at == starts[row + 1] - 1):
+                measure(factors, factors, row, count, room)
+                for j in range(count):
+                    apart = np.sqrt(max(0.0, 1.0 - room.values[j]))
+                    if apart < distance or (apart == distance and room.chosen[j] < neighbor):
+                        missed[row] += 1
+                measured[row] += count
+                count = 0

@@ -67,6 +67,19 @@ def clear_best(best, lanes):
 
 
 @njit(nogil=True)
+def take_row(best, lane, row, neighbors, distances):
+    """Give a query that was just cleared the k candidates of its row, int32 and T (n, k), in any order."""
+    farthest = distances.dtype.type(0)
+    for i in range(best.k):
+        at = i * LANES + lane
+        best.ids[at] = neighbors[row, i]
+        best.distances[at] = distances[row, i]
+        farthest = max(farthest, distances[row, i])
+    best.counts[lane] = best.k - best.size
+    best.bounds[lane] = radius_bound(farthest, distances)
+
+
+@njit(nogil=True)
 def sort_rows(distances, ids, first, size):
     """Sort rows [first, first + size) in every lane; size is a power of two. Batcher's odd-even merge sort."""
     p = 1

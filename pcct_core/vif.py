@@ -1,11 +1,12 @@
-"""Neighbors under the residual correlation, with a certificate: learn a gate, audit it, widen it where it fails, use it.
+"""Neighbors under the residual correlation, with a certificate: learn a gate, scan behind it, audit, widen where it fails.
 
 1. The k-th scaled distance of every query is its local scale (plain Euclidean search).
-2. Random queries are scanned in full. Some teach the lookup how far to look; for the others, what the gate would have kept
-   out of their true neighbors bounds the recall of all queries behind it. All of these rows are exact from here on.
-3. Below the asked recall the gate widens for the local scales that missed, and a fresh sample judges. After two widenings,
-   or where it is cheaper from the start, everything is scanned in full.
-4. The other queries scan what their gates let through.
+2. Random queries are scanned in full. They teach the lookup how far to look, and are exact from here on.
+3. The other queries scan what their gates let through.
+4. Random pairs beyond the gates are measured. Those that belong in the answer bound how many such pairs there are, and with
+   them the recall.
+5. Below the asked recall the gate widens for local scales like those that missed, their queries are scanned again, and fresh
+   pairs judge. After two widenings, or where it is cheaper from the start, everything is scanned in full.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pcct_core.build import Tree, build_tree
-from pcct_core.certificate import Certificate, audit_size, graph_recall_lower_bound
+from pcct_core.certificate import Certificate, audit_rate, most_missed
 from pcct_core.errors import InvalidSpec
-from pcct_core.gate import bound_rows, scan_gated
+from pcct_core.gate import Found, audit_rows, follow_rows, scan_gated
 from pcct_core.lookup import GateLookup, learn_lookup
 from pcct_core.nearest import predecessor_levels, search_points
 from pcct_core.parallel import Crew
@@ -30,12 +31,15 @@ from pcct_core.telemetry import Telemetry
 from pcct_core.topk import NO_ID
 
 _TAUGHT = 1024  # queries that teach the lookup
+_FOLLOWING = 256  # queries that teach a gate that follows a previous graph
 _ROUNDS = (0.9, 0.05, 0.05)  # share of the error probability spent on each audit: their sum bounds that of the last one
 _WIDEN = 1.3
-_FOLLOWED = 1.3  # gate over how far the neighbors of the previous graph are: see docs/CORE_IMPLEMENTATIONS.md
+_FOLLOWED = 1.15  # margin on the largest multiple that these need: see docs/CORE_IMPLEMENTATIONS.md
 # Levels of the tree for full scans cut by rank: a sixteenth of the pairs is beyond the rank then. More find near points late.
 _MOST_RANK_LEVELS = 3
-_BEHIND_GATE = 4000  # pairs that cost as much as what one query meets behind a gate, for the choice of the cheaper way
+# What costs as much as so many pairs of a full scan, for the choice of the cheaper way.
+_BEHIND_GATE, _PER_NEIGHBOR = 800, 30  # what one query meets behind a gate, in all and for every neighbor that it wants
+_AUDITED = 6  # an audited pair
 
 
 class _Level(NamedTuple):
@@ -43,9 +47,11 @@ class _Level(NamedTuple):
     rows: NDArray[np.int32]
 
 
-class _Found(NamedTuple):
-    neighbors: NDArray[np.int32]
-    distances: NDArray[np.float64]
+class _Audit(NamedTuple):
+    """What random pairs beyond the gates showed. measured: int64 (n,), pairs of each row. missed: those in the answer."""
+
+    measured: NDArray[np.int64]
+    missed: NDArray[np.int64]
 
 
 @dataclass
@@ -53,7 +59,6 @@ class _Task:
     """One graph in the making: what is searched and what is allowed. n rows, k neighbors wanted; found is filled by scans.
 
     levels: for rows behind gates; V lies in the order of the first one's tree. ranked: for rows that are scanned in full.
-    bounds: float64 (n,), squared distance that a row's k-th neighbor is known not to exceed, inf for unknown.
     kept: the last screen and its tree, large as V in float32.
     """
 
@@ -63,8 +68,7 @@ class _Task:
     limit: NDArray[np.int32]
     itself: NDArray[np.int32]
     k: int
-    bounds: NDArray[np.float64]
-    found: _Found
+    found: Found
     crew: Crew
     telemetry: Telemetry
     kept: tuple[Tree, Screen] | None = None
@@ -74,38 +78,58 @@ class _Task:
         """Number of rows."""
         return len(self.limit)
 
-    def scan(self, wanted: NDArray[np.bool_], gates: NDArray[np.float64]) -> int:
-        """Scan the wanted rows, bool (n,), behind gates, float64 (n,); return how many pairs passed them."""
-        return self._scan(self.levels, wanted, gates, "scan")
+    def scan(self, wanted: NDArray[np.bool_], gates: NDArray[np.float64]) -> None:
+        """Scan the wanted rows, bool (n,), behind gates, float64 (n,)."""
+        self._scan(self.levels, wanted, gates, "scan")
 
     def scan_in_full(self, wanted: NDArray[np.bool_], phase: str) -> None:
         """Write the exact answers of the wanted rows, bool (n,)."""
         self._scan([self.ranked], wanted, np.full(self.n, np.inf), phase)
 
-    def _scan(self, levels: list[_Level], wanted: NDArray[np.bool_], gates: NDArray[np.float64], phase: str) -> int:
+    def _scan(self, levels: list[_Level], wanted: NDArray[np.bool_], gates: NDArray[np.float64], phase: str) -> None:
         rows = [own[wanted[own]] for _, own in levels]
         self.crew.expect(phase, sum(count_groups(len(some)) for some in rows))
-        kept = 0
         for (tree, _), some in zip(levels, rows, strict=True):
             with self.telemetry.phase("factors"):
                 screen = self._screen(tree)
             with self.telemetry.phase(phase):
                 queries = Queries(self.factors.points, some, self.limit, self.itself)
-                kept += scan_gated(
-                    tree,
-                    screen,
-                    self.factors,
-                    queries,
-                    self.factors,
-                    gates,
-                    self.bounds,
-                    self.k,
-                    *self.found,
-                    self.crew,
-                    phase,
-                )
+                scan_gated(tree, screen, self.factors, queries, self.factors, gates, self.found, self.crew, phase)
             del screen  # the next one is laid out when this one is gone
-        return kept
+        self.found.known[wanted] = self.found.neighbors[wanted, -1] >= 0
+
+    def follow(self, previous: NDArray[np.int32]) -> NDArray[np.float64]:
+        """Take over the neighbors of an earlier graph, int32 (n, ≥ k); return how far they are, float64 (n,), scaled."""
+        reach, rows = np.empty(self.n), self.levels[0].tree.ids[: self.n]
+        with self.telemetry.phase("follow"):
+            self.crew.run(
+                "follow",
+                self.n,
+                lambda a, b: follow_rows(
+                    self.factors, rows, self.limit, self.itself, previous, a, b, self.found, reach
+                ),
+                grain=64,
+            )
+        return reach
+
+    def audit(self, gates: NDArray[np.float64], rate: float, seed: int) -> _Audit:
+        """Measure random pairs beyond gates, float64 (n,), inf for exact rows; each is drawn `rate` times or more."""
+        # One fixed generator: the same input draws the same pairs, and gives the same bytes.
+        counts = np.where(np.isfinite(gates), np.ceil(rate * self.allowed()), 0).astype(np.int64)
+        starts = np.concatenate(([0], np.cumsum(counts)))
+        draws = np.random.default_rng(seed).random(starts[-1])
+        audit = _Audit(np.zeros(self.n, np.int64), np.zeros(self.n, np.int64))
+        rows = self.levels[0].tree.ids[: self.n]
+        with self.telemetry.phase("audit"):
+            self.crew.run(
+                "audit",
+                self.n,
+                lambda a, b: audit_rows(
+                    self.factors, rows, self.limit, self.itself, gates, starts, draws, a, b, self.found, *audit
+                ),
+                grain=64,
+            )
+        return audit
 
     def _screen(self, tree: Tree) -> Screen:
         if self.kept is None or self.kept[0] is not tree:
@@ -119,13 +143,23 @@ class _Task:
             self.crew.expect("search", sum(count_groups(len(rows)) for _, rows in self.levels))
             for tree, rows in self.levels:
                 queries = Queries(self.factors.points, rows, self.limit, self.itself)
-                search_points(tree, queries, self.k, *self.found, self.crew)
-        return self.found.distances[:, -1].copy()
+                search_points(tree, queries, self.k, self.found.neighbors, self.found.distances, self.crew)
+        scales: NDArray[np.float64] = self.found.distances[:, -1].copy()
+        return scales
+
+    def allowed(self) -> NDArray[np.int64]:
+        """Return how many points stand before each row's limit, itself included where it does."""
+        allowed: NDArray[np.int64] = np.minimum(self.limit, self.n).astype(np.int64)
+        return allowed
 
     def pairs(self, rows: NDArray[np.bool_] | None = None) -> int:
         """Return how many pairs could be neighbors, of all rows or of the marked ones, bool (n,)."""
-        allowed = np.minimum(self.limit, self.n).astype(np.int64) - (self.itself >= 0)
-        return int(allowed.sum() if rows is None else allowed[rows].sum())
+        others = self.allowed() - (self.itself >= 0)
+        return int(others.sum() if rows is None else others[rows].sum())
+
+    def passed(self, rows: NDArray[np.bool_]) -> int:
+        """Return how many of these pairs passed a gate; rows: bool (n,), scanned behind one."""
+        return int((self.found.passed - (self.itself >= 0))[rows].sum())
 
 
 class Outcome(NamedTuple):
@@ -167,12 +201,12 @@ def find_residual(
             "gate is 'lookup', but there is none for this kernel and k; use 'auto' once to learn it", "gate"
         )
     task = _make_task(points, rows, metric, spec, crew, telemetry)
-    if not isinstance(accuracy, Accuracy) or not gated:
+    if not isinstance(accuracy, Accuracy) or not gated or task.pairs() == 0:
         return _scan_everything(task, 0)
-    known = lookup is not None or previous is not None
-    if spec.gate == "auto" and not _gate_pays(task, accuracy, 0 if known else _TAUGHT):
+    taught = _FOLLOWING if previous is not None else _TAUGHT if lookup is None else 0
+    if spec.gate == "auto" and not _gate_pays(task, accuracy, taught):
         return _scan_everything(task, 0)
-    return _scan_behind_gate(task, accuracy, _make_gate(task, lookup, previous, kernel))
+    return _scan_behind_gate(task, accuracy, _make_gate(task, lookup, previous, kernel), taught)
 
 
 def scan_behind_gates(
@@ -189,8 +223,9 @@ def scan_behind_gates(
     """
     assert isinstance(spec.metric, Residual)  # noqa: S101
     task = _make_task(points, rows, spec.metric, spec, crew, telemetry)
-    kept = task.scan(np.ones(task.n, bool), gates)
-    return *task.found, kept
+    everything = np.ones(task.n, bool)
+    task.scan(everything, gates)
+    return task.found.neighbors, task.found.distances, task.passed(everything)
 
 
 def _make_task(
@@ -217,8 +252,8 @@ def _make_task(
     with telemetry.phase("factors"):
         inducing = choose_inducing(points, metric, crew)
         factors = make_factors(placed, levels[0].tree, rows, metric, inducing, crew)
-    found = _Found(np.empty((n, spec.k), np.int32), np.empty((n, spec.k)))
-    return _Task(factors, levels, ranked, limit, itself, spec.k, np.full(n, np.inf), found, crew, telemetry)
+    found = Found(np.empty((n, spec.k), np.int32), np.empty((n, spec.k)), np.zeros(n, bool), np.zeros(n, np.int64))
+    return _Task(factors, levels, ranked, limit, itself, spec.k, found, crew, telemetry)
 
 
 def _rank_levels(n: int) -> int:
@@ -226,14 +261,18 @@ def _rank_levels(n: int) -> int:
     return max(0, min(_MOST_RANK_LEVELS, n.bit_length() - 10))
 
 
-def _audit_rows(accuracy: Accuracy, share: float, pool: int, rows: int) -> int:
-    return audit_size(accuracy.recall, (1.0 - accuracy.confidence) * share, pool, rows)
+def _audit_rate(task: _Task, accuracy: Accuracy, share: float) -> float:
+    neighbors = int(np.minimum(task.allowed() - (task.itself >= 0), task.k).sum())
+    return audit_rate((1.0 - accuracy.recall) * neighbors, (1.0 - accuracy.confidence) * share)
 
 
 def _gate_pays(task: _Task, accuracy: Accuracy, taught: int) -> bool:
-    """Return True when learning, auditing and scanning behind a gate cost less than scanning everything in full."""
-    sampled = _audit_rows(accuracy, _ROUNDS[0], max(1, task.n - taught), task.n) + taught
-    return 2 * sampled <= task.n and task.n * _BEHIND_GATE < task.pairs()
+    """Return True when learning, scanning behind a gate and auditing cost less than scanning everything in full."""
+    pairs = task.pairs()
+    lessons = taught / task.n * pairs
+    audit = _audit_rate(task, accuracy, _ROUNDS[0]) * pairs * _AUDITED
+    behind = task.n * (_BEHIND_GATE + _PER_NEIGHBOR * task.k)
+    return 2 * taught <= task.n and lessons + audit + behind < pairs
 
 
 def _scan_everything(task: _Task, widenings: int) -> Outcome:
@@ -248,32 +287,36 @@ def _scan_everything(task: _Task, widenings: int) -> Outcome:
         gate1_pruned=0,
         gate1_widenings=widenings,
     )
-    return Outcome(*task.found, certificate, None)
+    return Outcome(task.found.neighbors, task.found.distances, certificate, None)
 
 
 @dataclass
 class _Gate:
     """How far each row may look: radii, float64 (n,), in scaled distance; widened where an audit finds them too short.
 
-    taught: rows that must teach the lookup first. lookup: None until then, and where the radii follow a previous graph.
+    scales: float64 (n,), what radii are multiples of: local scales, by the lookup, which is None until it is learned; or where
+    the gate follows a previous graph, without a lookup, how far its neighbors are.
     """
 
     kernel: str
-    taught: int
-    scales: NDArray[np.float64] | None
+    follows: bool
+    scales: NDArray[np.float64]
     lookup: GateLookup | None
     radii: NDArray[np.float64]
 
     def learn(self, task: _Task, rows: NDArray[np.int64]) -> None:
-        """Make the lookup from rows that were scanned in full."""
-        assert self.scales is not None  # noqa: S101  (a gate that learns has them)
-        neighbors = task.found.neighbors[rows]
-        self.lookup = lookup_from_rows(task.factors.points, rows, neighbors, self.scales[rows], self.kernel)
-        self.taught, self.radii = 0, self.lookup.radii(self.scales)
+        """Set the radii by rows that were scanned in full."""
+        points, neighbors = task.factors.points, task.found.neighbors[rows]
+        if self.follows:
+            needed = multiples_needed(points, rows, neighbors, self.scales[rows])[1]
+            self.radii = self.scales * (needed.max(initial=1.0) * _FOLLOWED)
+            return
+        self.lookup = lookup_from_rows(points, rows, neighbors, self.scales[rows], self.kernel)
+        self.radii = self.lookup.radii(self.scales)
 
     def widen(self, rows: NDArray[np.int64]) -> None:
         """Look farther from rows like those that missed a neighbor."""
-        if self.lookup is None or self.scales is None:
+        if self.lookup is None:
             self.radii = self.radii * _WIDEN
             return
         failing = np.zeros(len(self.lookup.multiples), bool)
@@ -285,62 +328,63 @@ class _Gate:
 def _make_gate(task: _Task, lookup: GateLookup | None, previous: NDArray[np.int32] | None, kernel: str) -> _Gate:
     if previous is not None:
         # A row that had fewer than k neighbors looks at all it may choose from.
-        reach, rows = np.empty(task.n), task.levels[0].tree.ids[: task.n]
-        with task.telemetry.phase("follow"):
-            task.crew.run(
-                "follow",
-                task.n,
-                lambda a, b: bound_rows(task.factors, rows, previous, task.k, a, b, task.bounds, reach),
-                grain=64,
-            )
-        return _Gate(kernel, 0, None, None, reach * _FOLLOWED)
+        reach = task.follow(previous)
+        return _Gate(kernel, True, reach, None, reach)
     scales = task.local_scales()
-    if lookup is not None:
-        return _Gate(kernel, 0, scales, lookup, lookup.radii(scales))
-    return _Gate(kernel, _TAUGHT, scales, None, scales)
+    return _Gate(kernel, False, scales, lookup, scales if lookup is None else lookup.radii(scales))
 
 
-def _scan_behind_gate(task: _Task, accuracy: Accuracy, gate: _Gate) -> Outcome:
-    # One fixed generator: the same input draws the same samples, and gives the same bytes.
-    shuffled = np.random.default_rng(0).permutation(task.n)
-    rest = np.ones(task.n, bool)
+def _scan_behind_gate(task: _Task, accuracy: Accuracy, gate: _Gate, taught: int) -> Outcome:
+    behind = np.ones(task.n, bool)
+    if taught:
+        rows = np.random.default_rng(0).permutation(task.n)[:taught]
+        behind[rows] = False
+        task.scan_in_full(~behind, "teach")
+        gate.learn(task, rows)
+    wanted = behind
     for widenings, share in enumerate(_ROUNDS):
-        taught, pool = gate.taught, len(shuffled) - gate.taught
-        if pool < 1:
-            break
-        size = _audit_rows(accuracy, share, pool, task.n)
-        sample, shuffled = shuffled[: taught + size], shuffled[taught + size :]
-        sampled = np.zeros(task.n, bool)
-        sampled[sample] = True
-        task.scan_in_full(sampled, "audit")
-        rest &= ~sampled
-        if taught:
-            gate.learn(task, sample[:taught])
-        audited = sample[taught:]
-        missed = count_kept_out(task.factors.points, audited, task.found.neighbors[audited], gate.radii[audited])
-        losses = missed / np.minimum(task.k, np.maximum(1, np.minimum(task.limit[audited], task.n - 1)))
-        lower = graph_recall_lower_bound(losses, (1.0 - accuracy.confidence) * share, pool, task.n)
-        if lower >= accuracy.recall:
-            kept, pairs = task.scan(rest, gate.radii), task.pairs(rest)
-            certificate = Certificate(
-                "gated",
-                "float64",
-                exact=False,
-                recall=float(1.0 - losses.mean() * rest.mean()),
-                recall_lower=lower,
-                confidence=accuracy.confidence,
-                audited_queries=size,
-                missed_neighbors=int(missed.sum()),
-                degenerate_rows=task.factors.degenerate,
-                gate1_candidates=pairs,
-                gate1_kept=kept,
-                gate1_pruned=pairs - kept,
-                gate1_false_negatives=int(missed.sum()),
-                gate1_widenings=widenings,
-            )
-            return Outcome(*task.found, certificate, gate.lookup)
-        gate.widen(audited[missed > 0])
+        gates = np.where(behind, gate.radii, np.inf)
+        task.scan(wanted, gates)
+        rate = _audit_rate(task, accuracy, share)
+        audit = task.audit(gates, rate, seed=widenings)
+        certificate = _certify(task, accuracy, behind, audit, rate, share, widenings)
+        if certificate.recall_lower is not None and certificate.recall_lower >= accuracy.recall:
+            return Outcome(task.found.neighbors, task.found.distances, certificate, gate.lookup)
+        gate.widen(np.flatnonzero(audit.missed))
+        wanted = behind & (gate.radii > gates)
     return _scan_everything(task, len(_ROUNDS) - 1)
+
+
+def _certify(
+    task: _Task,
+    accuracy: Accuracy,
+    behind: NDArray[np.bool_],
+    audit: _Audit,
+    rate: float,
+    share: float,
+    widenings: int,
+) -> Certificate:
+    """Return what an audit that drew each pair beyond the gates of some rows, bool (n,), at this rate says of the graph."""
+    pairs, kept, missed = task.pairs(behind), task.passed(behind), int(audit.missed.sum())
+    neighbors = int(np.minimum(task.allowed() - (task.itself >= 0), task.k).sum())
+    most = min(most_missed(missed, rate, (1.0 - accuracy.confidence) * share), pairs - kept)
+    return Certificate(
+        "gated",
+        "float64",
+        exact=False,
+        recall=1.0 - min(missed / rate, most) / neighbors,
+        recall_lower=1.0 - most / neighbors,
+        confidence=accuracy.confidence,
+        audited_pairs=int(audit.measured.sum()),
+        audited_queries=int(np.count_nonzero(audit.measured)),
+        missed_neighbors=missed,
+        degenerate_rows=task.factors.degenerate,
+        gate1_candidates=pairs,
+        gate1_kept=kept,
+        gate1_pruned=pairs - kept,
+        gate1_false_negatives=missed,
+        gate1_widenings=widenings,
+    )
 
 
 def lookup_from_rows(
@@ -355,12 +399,22 @@ def lookup_from_rows(
     points: float64 (n, d), over the lengthscales, in row order. rows: int64 (t,). neighbors: int32 (t, k).
     scales: float64 (t,), k-th scaled distances; rows where it is inf have fewer than k to choose from and do not count.
     """
+    scales, needed = multiples_needed(points, rows, neighbors, scales)
+    return learn_lookup(scales, needed, kernel, neighbors.shape[1])
+
+
+def multiples_needed(
+    points: NDArray[np.float64], rows: NDArray[np.int64], neighbors: NDArray[np.int32], scales: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return scales and how many times as far the farthest neighbor is, float64, of the rows whose scale is finite.
+
+    Arguments as in `lookup_from_rows`.
+    """
     counts = np.isfinite(scales)
     rows, neighbors, scales = rows[counts], neighbors[counts], scales[counts]
     reach = np.sqrt(np.max([_squared(points, rows, entries) for entries in neighbors.T], axis=0))
-    # Among repeated points a local scale can be zero; such queries need no more than what lies at distance zero.
-    needed = np.divide(reach, scales, out=np.ones(len(rows)), where=scales > 0.0)
-    return learn_lookup(scales, needed, kernel, neighbors.shape[1])
+    # Among repeated points a scale can be zero; such queries need no more than what lies at distance zero.
+    return scales, np.divide(reach, scales, out=np.ones(len(rows)), where=scales > 0.0)
 
 
 def _squared(points: NDArray[np.float64], rows: NDArray[np.int64], others: NDArray[Any]) -> NDArray[np.float64]:

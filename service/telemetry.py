@@ -161,7 +161,10 @@ def describe_certificate(certificate: Mapping[str, Any]) -> str:
         lower, confidence = float(rest.pop("recall_lower")), float(rest.pop("confidence"))
         parts.append(f"recall {float(rest.pop('recall')):.5f}, at least {lower:.5f} at {confidence:.0%}")
     if {"missed_neighbors", "audited_queries"} <= rest.keys():
-        parts.append(f"{rest.pop('missed_neighbors'):,} missed in {rest.pop('audited_queries'):,} audited rows")
+        rows, pairs = f"{rest.pop('audited_queries'):,}", rest.pop("audited_pairs", None)
+        # Certificates of earlier releases audited whole rows.
+        audited = f"{rows} audited rows" if pairs is None else f"{pairs:,} audited pairs of {rows} rows"
+        parts.append(f"{rest.pop('missed_neighbors'):,} missed in {audited}")
     if {"gate1_candidates", "gate1_pruned"} <= rest.keys():
         pairs, pruned = int(rest.pop("gate1_candidates")), int(rest.pop("gate1_pruned"))
         rest.pop("gate1_kept", None)

@@ -4,7 +4,11 @@ import numpy as np
 import pytest
 
 import pcct_core as pc
+from pcct_core import vif
+from pcct_core.gate import audit_rows
+from pcct_core.parallel import Crew
 from pcct_core.spec import KERNELS, Stored
+from pcct_core.telemetry import Telemetry
 from tests import naive
 from tests.core.judge import same_graphs
 
@@ -235,12 +239,78 @@ class TestGate:
             with pytest.raises(pc.InvalidInput, match=words):
                 pc.build_graph(X, spec, previous=gated)
 
-    def test_a_previous_graph_far_off_is_widened_until_the_audit_agrees(self, exact_and_gated):
-        X, _, _, gated = exact_and_gated
+    def test_a_previous_graph_far_off_is_looked_beyond(self, exact_and_gated):
+        X, _, exact, gated = exact_and_gated
         near = pc.vecchia_graph(X, 20, "random")
         graph = pc.build_graph(X, gated.spec, previous=near)
+        assert graph.certificate.recall_lower >= 0.999
+        assert (exact.neighbors == graph.neighbors).mean() > 0.999
+
+    def test_rows_that_follow_have_the_bits_of_a_full_scan(self, exact_and_gated):
+        X, _, exact, gated = exact_and_gated
+        graph = pc.build_graph(X, gated.spec, previous=gated)
+        same = (exact.neighbors == graph.neighbors).all(axis=1)
+        assert same.mean() > 0.99
+        assert exact.distances[same].tobytes() == graph.distances[same].tobytes()
+
+    def test_what_a_previous_row_may_not_have_is_not_followed(self, exact_and_gated):
+        X, _, exact, gated = exact_and_gated
+        wrong = gated.neighbors.copy()
+        rows = np.array([500, 5000, 11_999, 7000])
+        wrong[500, 3] = 500  # itself
+        wrong[5000, 19] = 5001  # behind it
+        wrong[11_999, 7] = wrong[11_999, 2]  # twice
+        wrong[7000, 0] = -5
+        graph = pc.build_graph(X, gated.spec, previous=dataclasses.replace(gated, neighbors=wrong))
+        np.testing.assert_array_equal(graph.neighbors[rows], exact.neighbors[rows])
+        assert graph.distances[rows].tobytes() == exact.distances[rows].tobytes()
+
+    def test_a_gate_that_follows_too_near_is_widened_until_the_audit_agrees(self, exact_and_gated, monkeypatch):
+        X, _, _, gated = exact_and_gated
+        monkeypatch.setattr(vif, "_FOLLOWED", 0.7)
+        graph = pc.build_graph(X, gated.spec, previous=gated)
         assert graph.certificate.gate1_widenings > 0
         assert graph.certificate.exact or graph.certificate.recall_lower >= 0.999
+
+    @pytest.mark.parametrize("kind", ["vecchia", "knn"])
+    def test_an_audit_of_every_pair_finds_what_the_gates_keep_out(self, kind):
+        X, metric = points(600), pc.Residual(pc.Matern52(0.3), inducing=M)
+        spec = pc.GraphSpec(kind, K, metric, "given", accuracy="exact")
+        exact = pc.build_graph(X, spec)
+        gates = np.random.default_rng(0).uniform(0.3, 1.5, len(X))
+        gates[:K] = np.inf
+        with Crew(2) as crew:
+            task = vif._make_task(X / 0.3, np.arange(len(X)), metric, spec, crew, Telemetry())
+            task.scan(np.ones(len(X), bool), gates)
+            allowed = task.allowed()
+            counts = np.where(np.isfinite(gates), allowed, 0)
+            starts = np.concatenate(([0], np.cumsum(counts)))
+            draws = np.concatenate([(np.arange(count) + 0.5) / max(count, 1) for count in counts])
+            measured, missed = np.zeros(len(X), np.int64), np.zeros(len(X), np.int64)
+            rows = np.arange(len(X), dtype=np.int32)
+            audit_rows(
+                task.factors,
+                rows,
+                task.limit,
+                task.itself,
+                gates,
+                starts,
+                draws,
+                0,
+                len(X),
+                task.found,
+                measured,
+                missed,
+            )
+            beyond = np.where(np.isfinite(gates), allowed - task.found.passed, 0)
+            np.testing.assert_array_equal(measured, beyond)
+            kept_out = vif.count_kept_out(X / 0.3, np.arange(len(X)), exact.neighbors, gates)
+            assert kept_out.sum() > 100
+            assert (missed >= kept_out).all()
+            np.testing.assert_array_equal(missed > 0, kept_out > 0)
+            audit = task.audit(gates, 0.3, seed=0)
+            assert (audit.measured <= np.ceil(0.3 * allowed)).all()
+            assert audit.missed.sum() == pytest.approx(0.3 * missed.sum(), rel=0.2)
 
     def test_lookup_without_one_is_refused(self):
         with pytest.raises(pc.InvalidSpec, match="'auto' once"):

@@ -45,7 +45,12 @@ class Proxy:
 
     def break_all(self) -> None:
         """Break every connection that there is."""
-        self._loop.call_soon_threadsafe(self._abort_all)
+
+        def break_all() -> None:
+            self.broken += len(self._open) // 2
+            self._abort_all()
+
+        self._loop.call_soon_threadsafe(break_all)
 
     async def _listen(self) -> int:
         self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
@@ -62,7 +67,6 @@ class Proxy:
     def _abort_all(self) -> None:
         for writer in self._open:
             writer.transport.abort()
-        self.broken += len(self._open) // 2
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

@@ -52,6 +52,11 @@ def test_print_records_writes_aligned_lines(tmp_path: Path, capsys: pytest.Captu
     assert capsys.readouterr().out == RENDERED
 
 
+def test_describe_certificate_says_how_many_pairs_were_audited() -> None:
+    line = describe_certificate(GATED | {"audited_pairs": 1_490_254, "audited_queries": 31_055, "missed_neighbors": 0})
+    assert "; 0 missed in 1,490,254 audited pairs of 31,055 rows; " in line
+
+
 def test_print_records_writes_every_line_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     maximin = {"case": {"name": "maximin-d2-32k"}, "certificate": None, "telemetry": None}
     print_records(write(tmp_path / "two.jsonl", LINE, maximin))
