@@ -22,7 +22,9 @@ Coding: TypeAlias = Literal["zstd", "gzip"]
 _JSON = ("application/json", "application/problem+json")
 _BODILESS = (204, 304)  # compressed, nothing would become something
 _LEAST_BYTES = 1024  # less than that fits one packet anyway
-_GZIP_OF_NUMBERS = 1  # indices take 0.54 of their bytes instead of the 0.49 of the usual level, seven times as fast
+_GZIP_OF_NUMBERS = (
+    1  # of 32,768 points the indices take 0.54 of their bytes; the usual level's 0.49 takes seven times as long
+)
 _THREAD_BYTES = 1 << 16  # more than that at once would make others wait
 
 

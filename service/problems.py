@@ -640,11 +640,17 @@ async def _answer_refusal(request: Request, error: Exception) -> JSONResponse:
 
 def _validation_response(problem: Problem, error: RequestValidationError) -> JSONResponse:
     # The rejected input is left out: it may be large, or not JSON (NaN).
-    errors = [{"field": _field(item["loc"]), "message": item["msg"]} for item in error.errors()]
+    errors = [{"field": _field(item["loc"]), "message": _message(item)} for item in error.errors()]
     detail = "; ".join(f"{item['field']}: {item['message']}" for item in errors[:5])
     return _response(
         problem, problem_body(problem, detail, field=errors[0]["field"] if errors else None, errors=errors)
     )
+
+
+def _message(fault: Mapping[str, Any]) -> str:
+    if fault["type"] == "extra_forbidden":
+        return "there is nothing of this name here; correct it or leave it out"
+    return str(fault["msg"])
 
 
 def _field(location: tuple[int | str, ...]) -> str:

@@ -16,8 +16,8 @@ from pcct_core.points import Points
 from service.wire import Layout, MalformedArray, PointsDecoder, WrongLength
 
 _STEP_BYTES = 1 << 20
-# A zstd block is four bytes or more and unpacks to 128 KiB at most (RFC 8878, 3.1.1.2), so this much to 16 MiB at most.
-_ZSTD_FEED_BYTES = 1 << 9
+# A zstd block is four bytes or more and unpacks to 128 KiB at most (RFC 8878, 3.1.1.2), so this much to 8 MiB at most.
+_ZSTD_FEED_BYTES = 1 << 8
 _ZSTD_WINDOW_BYTES = (
     8 << 20
 )  # what every decoder should take (RFC 8878, 3.1.1.1.2); zstd needs more with --ultra or --long
@@ -67,8 +67,8 @@ class UnpackingDecoder:
                     f"the body cannot be unpacked as {self._coding} ({error}); compress the whole file with {self._coding}, "
                     "without --ultra or --long, or send it without Content-Encoding"
                 ) from None
-            if part:
-                yield part
+            for start in range(0, len(part), _STEP_BYTES):
+                yield part[start : start + _STEP_BYTES]
 
     def _step(self, packed: memoryview) -> tuple[bytes, memoryview]:
         """Return what comes out of the first bytes, and those that are left."""

@@ -65,6 +65,7 @@ HOW_TO_SEND = (
 )
 
 _ZIP_MAGIC = b"PK\x03\x04"
+_PACKED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 _ARCHIVES = (NPZ, "application/zip", "application/x-zip-compressed")
 NO_ARCHIVES = (
     "npz files are only written here, not read: they are zip archives, which can unpack to any size; save the points alone "
@@ -414,6 +415,7 @@ class _SniffingDecoder:
             raise MalformedArray(f"the body is empty; {HOW_TO_SEND}")
         if self._head.startswith(_ZIP_MAGIC):
             raise UnsupportedBody(NO_ARCHIVES)
+        _check_unpacked(self._head)
         if self._media != RAW and self._head.lstrip().startswith(b"["):
             return _JsonDecoder(self._limits)
         if self._media == RAW:
@@ -423,9 +425,17 @@ class _SniffingDecoder:
         raise UnsupportedBody(f"the body has no Content-Type and is not a .npy file; {HOW_TO_SEND}")
 
 
+def _check_unpacked(head: bytes | bytearray) -> None:
+    """Raise UnsupportedBody for a compressed body that does not say so."""
+    for magic, coding in _PACKED.items():
+        if head.startswith(magic):
+            raise UnsupportedBody(f"the body is compressed; say so with -H 'Content-Encoding: {coding}'")
+
+
 def _npy_header_bytes(head: bytes | bytearray) -> int | None:
     """Return the length of magic, version and header together, None while too little has come to say."""
     if not NPY_MAGIC.startswith(bytes(head[: len(NPY_MAGIC)])):
+        _check_unpacked(head)
         raise MalformedArray(f"the body is not a .npy file: it starts with {bytes(head[:8])!r}; {HOW_TO_SEND}")
     if len(head) < 8:
         return None

@@ -33,7 +33,21 @@ PATHS = (
     *("/openapi.json", "/problems/{id}", "/{id}"),
 )
 METHODS = ("GET", "GET", "HEAD", "POST", "POST", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "X")
-NAMES = ("k", "radius", "order", "metric", "rows", "dtype", "shape", "tensor", "seed", "lengthscale", "api_key", "\x00")
+NAMES = (
+    "k",
+    "compress",
+    "radius",
+    "order",
+    "metric",
+    "rows",
+    "dtype",
+    "shape",
+    "tensor",
+    "seed",
+    "lengthscale",
+    "api_key",
+    "\x00",
+)
 TYPES = (
     *("application/x-npy", "application/octet-stream", "application/json", "application/x-safetensors", "text/csv"),
     *("multipart/form-data; boundary=x", "application/x-npz", "*/*", "", "é"),
@@ -61,6 +75,7 @@ SAID = (
     '"1-0"',
     "*",
     "gzip",
+    "zstd",
     "Bearer x",
     "application/x-npz",
     "1-1",

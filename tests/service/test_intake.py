@@ -62,3 +62,12 @@ async def test_an_accept_of_nothing_is_none(service):
     graph = await service.graph(POINTS, k=3)
     answer = await service.client.get(f"/v1/graphs/{graph}/neighbors", headers={"Accept": " , ,"})
     assert answer.headers["content-type"] == "application/x-npy"
+
+
+async def test_a_misspelt_name_is_told_what_to_do(service):
+    for answer in (
+        await service.client.get(f"/v1/graphs/{await service.graph(POINTS, k=3)}/neighbors?K=2"),
+        await service.client.post("/v1/graphs", json={"dataset": "x", "spec": {}, "K": 2}),
+    ):
+        assert (answer.status_code, answer.json()["field"]) == (422, "K")
+        assert answer.json()["detail"].startswith("K: there is nothing of this name here; correct it or leave it out")
