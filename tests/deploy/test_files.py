@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from service.app import create_app
+from service.processes import KEEP_MEMORY
 from service.settings import ServiceSettings, unknown_variables
 from worker.metrics import COUNTERS, HISTOGRAMS
 
@@ -30,6 +31,11 @@ ComposeLoader.add_constructor("!reset", lambda loader, node: None)
 
 def read(file: Path) -> Any:
     return yaml.load(file.read_text(), ComposeLoader)
+
+
+def test_image_keeps_freed_memory(deploy: Path) -> None:
+    variables = " ".join(f"{name}={value}" for name, value in KEEP_MEMORY.items())
+    assert f"ENV {variables}\n" in (deploy / "Dockerfile").read_text()
 
 
 @pytest.mark.parametrize("override", [None, *OVERRIDES])

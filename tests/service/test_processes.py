@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
+
+import pytest
 
 from service.processes import Child, Lifeline
 
@@ -23,6 +26,16 @@ def test_child_is_started_again_with_a_growing_pause() -> None:
     assert second.endswith("in 0.4 s")
     assert child.failures == 2
     child.join(10)
+
+
+@pytest.mark.parametrize(("said", "seen"), [({}, "33554432"), ({"MALLOC_TRIM_THRESHOLD_": "1"}, "1")])
+def test_child_keeps_freed_memory_unless_told_otherwise(tmp_path: Path, said: dict[str, str], seen: str) -> None:
+    code = "import os; print(os.environ['MALLOC_TRIM_THRESHOLD_'])"
+    with (tmp_path / "out").open("wb") as output:
+        child = Child("printer", [sys.executable, "-c", code], environment=said, output=output)
+        child.start()
+        child.join(60)
+    assert (tmp_path / "out").read_text() == f"{seen}\n"
 
 
 def test_child_stops_when_asked_and_is_killed_when_deaf() -> None:
