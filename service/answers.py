@@ -22,6 +22,8 @@ from service.wire import (
     RAW,
     SAFETENSORS,
     ArrayStream,
+    Piece,
+    npz_bytes,
     safetensors_header,
     safetensors_order,
     write_json,
@@ -51,7 +53,7 @@ def array_stream(
 ) -> ArrayStream:
     """Return rows start … stop-1 of a graph's array, and of each only the k nearest entries when k is given."""
     stop = info.shape[0] if stop is None else stop
-    rows = store.read_rows(graph_id, info.name, start, stop)
+    rows = store.read_rows(graph_id, info, start, stop)
     if k is None:
         return ArrayStream(info.name, info.dtype, (stop - start, *info.shape[1:]), rows)
     return ArrayStream(info.name, info.dtype, (stop - start, k), _nearest(rows, info, k))
@@ -65,10 +67,10 @@ async def row_stream(store: Store, record: GraphRecord, info: ArrayInfo, start: 
     offsets = record.arrays["offsets"]
     if stop - start == offsets.shape[0] - 1:
         return array_stream(store, record.id, info)
-    first = await _read_offset(store, record.id, start)
+    first = await _read_offset(store, record, start)
     if info.name != "offsets":
-        return array_stream(store, record.id, info, first, await _read_offset(store, record.id, stop))
-    rows = store.read_rows(record.id, info.name, start, stop + 1)
+        return array_stream(store, record.id, info, first, await _read_offset(store, record, stop))
+    rows = store.read_rows(record.id, info, start, stop + 1)
     return ArrayStream(info.name, info.dtype, (stop - start + 1,), _counted_from(rows, info, first))
 
 
@@ -79,7 +81,7 @@ class Body(NamedTuple):
     headers: what the bytes do not say.
     """
 
-    pieces: AsyncIterator[bytes]
+    pieces: AsyncIterator[Piece]
     media: str
     etag: str
     length: int | None = None
@@ -112,7 +114,7 @@ def graph_body(store: Store, record: GraphRecord, media: str) -> Body:
     if media == ARROW:
         check_writable(arrays)
         return Body(write_arrow(arrays), ARROW, f"{etag}.arrow")
-    return Body(write_npz(arrays), NPZ, etag)
+    return Body(write_npz(arrays), NPZ, etag, npz_bytes(arrays))
 
 
 def graph_numbers(record: GraphRecord) -> int:
@@ -150,33 +152,30 @@ async def stream_answer(
         if length is None:
             del answer.headers["content-length"]  # unknown is not zero
         return answer
-    first = await _filled(pieces)
+    # The header, made here, and the first rows, read from the store.
+    first = [await anext(pieces, b""), await anext(pieces, b"")]
 
-    async def body() -> AsyncIterator[bytes]:
-        yield first
+    async def body() -> AsyncIterator[Piece]:
+        for piece in first:
+            yield piece
         async for piece in pieces:
             yield piece
 
     return StreamingResponse(body(), headers=headers, media_type=media)
 
 
-async def _filled(pieces: AsyncIterator[bytes]) -> bytes:
-    """Return the first two pieces: the header, made here, and the first rows, read from the store."""
-    return await anext(pieces, b"") + await anext(pieces, b"")
-
-
-async def _nearest(rows: AsyncIterator[bytes], info: ArrayInfo, k: int) -> AsyncIterator[bytes]:
+async def _nearest(rows: AsyncIterator[Piece], info: ArrayInfo, k: int) -> AsyncIterator[bytes]:
     async for piece in rows:
         yield np.frombuffer(piece, info.dtype).reshape(-1, info.shape[1])[:, :k].tobytes()
 
 
-async def _counted_from(rows: AsyncIterator[bytes], info: ArrayInfo, first: int) -> AsyncIterator[bytes]:
+async def _counted_from(rows: AsyncIterator[Piece], info: ArrayInfo, first: int) -> AsyncIterator[bytes]:
     async for piece in rows:
         yield (np.frombuffer(piece, info.dtype) - first).tobytes()
 
 
-async def _read_offset(store: Store, graph_id: str, row: int) -> int:
-    pieces = [piece async for piece in store.read_rows(graph_id, "offsets", row, row + 1)]
+async def _read_offset(store: Store, record: GraphRecord, row: int) -> int:
+    pieces = [piece async for piece in store.read_rows(record.id, record.arrays["offsets"], row, row + 1)]
     return int.from_bytes(b"".join(pieces), "little")
 
 

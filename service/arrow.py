@@ -29,6 +29,7 @@ from service.wire import (
     Limits,
     MalformedArray,
     NothingAcceptable,
+    Piece,
     UnsupportedBody,
     WrongLength,
     npy_header,
@@ -64,7 +65,7 @@ def check_writable(arrays: Sequence[ArrayStream]) -> None:
         )
 
 
-async def write_arrow(arrays: Sequence[ArrayStream]) -> AsyncIterator[bytes]:
+async def write_arrow(arrays: Sequence[ArrayStream]) -> AsyncIterator[Piece]:
     """Yield the arrays, checked by `check_writable`, as columns of an Arrow stream: fixed-size lists where rows have k."""
     import pyarrow as pa
 

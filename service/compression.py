@@ -15,7 +15,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from zstandard import ZstdCompressor
 
-from service.wire import CODINGS, NothingAcceptable, choose_coding, takes_coding
+from service.wire import CODINGS, NothingAcceptable, Piece, choose_coding, takes_coding
 
 Coding: TypeAlias = Literal["zstd", "gzip"]
 
@@ -37,7 +37,7 @@ class CompressQuery(BaseModel):
 
 
 class _Compressor(Protocol):
-    def compress(self, data: bytes, /) -> bytes: ...
+    def compress(self, data: Piece, /) -> bytes: ...
 
     def flush(self) -> bytes: ...
 
@@ -103,7 +103,7 @@ def check_takes(compress: Coding | None, accept_encoding: str | None) -> None:
         )
 
 
-async def compress_numbers(pieces: AsyncIterator[bytes], coding: Coding) -> AsyncIterator[bytes]:
+async def compress_numbers(pieces: AsyncIterator[Piece], coding: Coding) -> AsyncIterator[bytes]:
     """Yield the pieces of an array in a coding, each as it comes."""
     compressor = _compressor(coding, _GZIP_OF_NUMBERS)
     async for piece in pieces:
@@ -113,7 +113,7 @@ async def compress_numbers(pieces: AsyncIterator[bytes], coding: Coding) -> Asyn
     yield compressor.flush()
 
 
-async def _compressed(compressor: _Compressor, data: bytes, *, last: bool) -> bytes:
+async def _compressed(compressor: _Compressor, data: Piece, *, last: bool) -> bytes:
     def work() -> bytes:
         return compressor.compress(data) + (compressor.flush() if last else b"")
 

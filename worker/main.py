@@ -47,7 +47,8 @@ def run_worker(
     """
     configure_logs(settings)
     start_traces("pcct-worker")
-    status = asyncio.run(_work(settings, load_build or load_warm_build))
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        status = runner.run(_work(settings, load_build or load_warm_build))
     stop_traces()
     # A build that was left behind may still run compiled code, which must not meet a dying interpreter.
     os._exit(status)
@@ -73,6 +74,15 @@ def load_warm_build() -> Build:
     build_graph(points, GraphSpec(kind="vecchia", k=4, metric=residual, order="given"))
     answer_query(points[:300], points[:40], QuerySpec(_NOBODY, 4, residual))
     return build_graph
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Return what makes uvloop's loops, which send chunks without copying them, None where it is not installed."""
+    try:
+        from uvloop import new_event_loop
+    except ImportError:
+        return None
+    return new_event_loop
 
 
 async def _work(settings: WorkerSettings, load_build: Callable[[], Build]) -> int:

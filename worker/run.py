@@ -94,14 +94,9 @@ class Runner:
 
     async def run_job(self, namespace: str, graph_id: str, request: str) -> None:
         """Do the job of one request; raises CancelledError only when the worker stops while the store is away."""
-        runner = self.within(namespace)
-        with for_origin(await self._patiently(lambda: runner.store.origin(graph_id))):
-            await runner._do_job(graph_id, request)
-
-    async def _do_job(self, graph_id: str, request: str) -> None:
-        attempt = secrets.token_hex(8)
-        wanted = await self._insistently(
-            lambda: self.store.mark_running(
+        runner, attempt = self.within(namespace), secrets.token_hex(8)
+        record = await self._insistently(
+            lambda: runner.store.mark_running(
                 graph_id,
                 request,
                 attempt,
@@ -109,22 +104,26 @@ class Runner:
                 exhausted=exhausted(self.settings.max_attempts),
             )
         )
-        if wanted:
-            await self.run_attempt(graph_id, attempt)
+        if record is not None:
+            with for_origin(record.origin):
+                await runner._run_attempt(record, attempt, None)
         else:
-            _log.info("job skipped: not wanted any more", graph=graph_id[:12])
+            with for_origin(await self._patiently(lambda: runner.store.origin(graph_id))):
+                _log.info("job skipped: not wanted any more", graph=graph_id[:12])
 
     async def run_attempt(self, graph_id: str, attempt: str, notice: Notice | None = None) -> None:
         """Bring an attempt that the store has started to one of its ends; raises as `run_job`.
 
         notice: awaited with {"phase", "done", "total", "eta_s"} whenever that changes.
         """
-        log = _log.bind(graph=graph_id[:12])
         record = await self._patiently(lambda: self.store.graph(graph_id))
-        if record is None:
-            return
+        if record is not None:
+            await self._run_attempt(record, attempt, notice)
+
+    async def _run_attempt(self, record: GraphRecord, attempt: str, notice: Notice | None) -> None:
+        log = _log.bind(graph=record.id[:12])
         kind = str(record.spec["kind"])
-        with job_span(f"job {kind}", {"pcct.graph": graph_id, "pcct.dataset": record.dataset}) as span:
+        with job_span(f"job {kind}", {"pcct.graph": record.id, "pcct.dataset": record.dataset}) as span:
             end = await self._counted_attempt(record, attempt, notice, log)
             end_span(span, f"job {kind}", {"pcct.outcome": end.outcome}, failed=end.outcome == "failed")
 

@@ -12,7 +12,6 @@ import hashlib
 import json
 import secrets
 import time
-import zlib
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing, suppress
@@ -22,6 +21,7 @@ from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self, TypeAlias, TypeVar, cast
 
 import numpy as np
+from isal.isal_zlib import crc32
 from numpy.typing import NDArray
 from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
@@ -55,6 +55,7 @@ LAYOUT = 1
 MOST_JOBS = 1000  # of one namespace, where nothing else is said
 
 _CRC_BYTES = 4
+_READ_BYTES = 1 << 18  # as much as uvloop reads at once
 _MOST_STORING = 3  # chunks of one upload: the store writes one down while the next is sent and one more is summed
 _REMOVE_S = 0.5  # longest wait for the removal of chunks that were given up; they expire by themselves
 _RECHECK_S = 2.0  # a waiter looks for itself this often, should a notification be lost with a connection
@@ -146,6 +147,7 @@ class GraphRecord:
     """What is known about a graph, whatever its state.
 
     request:  token of the request that made it "queued"; names the job.
+    origin:   of the HTTP request that queued the job (`traces.origin`), "" when that is not known.
     attempts: times a worker has started on this request.
     progress: {"phase", "done", "total", "eta_s"} while running. error: {"type", "title", "detail", …} when failed.
     created_s, updated_s: Unix time by the store's clock.
@@ -163,6 +165,7 @@ class GraphRecord:
     created_s: float
     updated_s: float
     request: str
+    origin: str
     attempts: int
     arrays: dict[str, ArrayInfo]
 
@@ -217,6 +220,7 @@ def open_redis(settings: SharedSettings) -> Redis:
         settings.store_url,
         socket_timeout=settings.store_timeout_s,
         socket_connect_timeout=min(2.0, settings.store_timeout_s),
+        socket_read_size=_READ_BYTES,
         retry=_OnceMore(ExponentialBackoff(cap=0.1, base=0.02), 1, supported_errors=(StoreConnectionError,)),
     )
     return client
@@ -312,25 +316,25 @@ return 1
 """
 
 # KEYS: graph. ARGV: graph id, request, attempt, most attempts, error when there were more, channel.
-# → 1 started, 0 not wanted any more, -1 out of attempts (now failed).
+# → the fields of the graph, whose attempt has started; none when it is not wanted any more or out of attempts (now failed).
 _START = """
 local now = redis.call('TIME')
 now = string.format('%.6f', tonumber(now[1]) + tonumber(now[2]) / 1e6)
 local state = redis.call('HGET', KEYS[1], 'state')
 if (state ~= 'queued' and state ~= 'running') or redis.call('HGET', KEYS[1], 'request') ~= ARGV[2] then
-    return 0
+    return {}
 end
 redis.call('HDEL', KEYS[1], 'progress', 'track', 'shared')
 if tonumber(redis.call('HGET', KEYS[1], 'attempts')) >= tonumber(ARGV[4]) then
     redis.call('HDEL', KEYS[1], 'attempt')
     redis.call('HSET', KEYS[1], 'state', 'failed', 'error', ARGV[5], 'updated_s', now)
     redis.call('PUBLISH', ARGV[6], ARGV[1])
-    return -1
+    return {}
 end
 redis.call('HINCRBY', KEYS[1], 'attempts', 1)
 redis.call('HSET', KEYS[1], 'state', 'running', 'attempt', ARGV[3], 'updated_s', now)
 redis.call('PUBLISH', ARGV[6], ARGV[1])
-return 1
+return redis.call('HGETALL', KEYS[1])
 """
 
 # Asks for a graph and starts an attempt at once, for a track's job, which builds without queueing. Its new request token
@@ -596,16 +600,7 @@ class Store:
     async def dataset(self, id: str) -> Dataset | None:
         """Return the dataset, or None when it is not there."""
         fields = await self._used_fields(self._keys.dataset(id), member_of("dataset", id))
-        if not fields:
-            return None
-        return Dataset(
-            id=id,
-            n=int(fields["n"]),
-            d=int(fields["d"]),
-            dtype=fields["dtype"],
-            bytes=int(fields["bytes"]),
-            facts=json.loads(fields["facts"]),
-        )
+        return _dataset(id, fields) if fields else None
 
     def upload(self, n: int, d: int, dtype: str) -> Upload:
         """Return an upload for an (n, d) array; use it as an async context manager.
@@ -619,20 +614,22 @@ class Store:
 
         Raises UnknownDataset, or DamagedData after dropping a dataset that cannot be read.
         """
-        dataset = await self.dataset(id)
-        if dataset is None:
+        key = self._keys.points(id)
+        fields, first = await asyncio.gather(
+            self._used_fields(self._keys.dataset(id), member_of("dataset", id)), self._chunk(key, "0")
+        )
+        if not fields:
             raise UnknownDataset(id)
+        dataset = _dataset(id, fields)
         points: NDArray[Any] = np.empty((dataset.n, dataset.d), _little_endian(dataset.dtype))
         target = memoryview(cast(Any, points)).cast("B")
-        rows = _rows_per_chunk(self._chunk_bytes_of(await self._fields(self._keys.dataset(id))), points.strides[0])
+        rows = _rows_per_chunk(int(fields.get("chunk_bytes", self._chunk_bytes)), points.strides[0])
         starts = range(0, dataset.n, rows)
-        async with aclosing(
-            self._chunks(self._keys.points(id), [str(number) for number in range(len(starts))])
-        ) as chunks:
+        async with aclosing(self._chunks(key, [str(number) for number in range(1, len(starts))])) as chunks:
             for start in starts:
                 stop = min(dataset.n, start + rows)
                 begin, end = start * points.strides[0], stop * points.strides[0]
-                payload = _checked(await anext(chunks), end - begin)
+                payload = _checked(await anext(chunks) if start else first, end - begin)
                 if payload is None:
                     await self.delete_dataset(id)
                     raise DamagedData(f"the stored copy of dataset {id} is damaged and was removed; upload it again")
@@ -727,18 +724,18 @@ class Store:
 
     async def mark_running(
         self, id: str, request: str, attempt: str, *, max_attempts: int, exhausted: Mapping[str, Any]
-    ) -> bool:
-        """Start attempt `attempt` at the job `request`; a worker calls this first. Return False when not wanted.
+    ) -> GraphRecord | None:
+        """Start attempt `attempt` at the job `request`; a worker calls this first. Return the record, None when not wanted.
 
         Not wanted: deleted, cancelled, asked for anew since, done, or tried max_attempts times; the latter turns the
         graph into "failed" with the error `exhausted`. An attempt that was running before no longer counts.
         """
-        answer = await self.run_script(
-            "start",
-            [self._keys.graph(id)],
-            [id, request, attempt, max_attempts, _dump(exhausted), self._keys.changes],
+        found = await self._scripts["start"](
+            keys=[self._keys.graph(id)],
+            args=[id, request, attempt, max_attempts, _dump(exhausted), self._keys.changes],
         )
-        return answer == 1
+        fields = _decoded(dict(zip(found[::2], found[1::2], strict=True)))
+        return _record(self.namespace, id, fields) if fields else None
 
     async def claim_graph(
         self,
@@ -863,17 +860,14 @@ class Store:
         return record.arrays.get(name) if record is not None and record.state == "ready" else None
 
     async def read_rows(
-        self, graph_id: str, name: str, start: int = 0, stop: int | None = None
-    ) -> AsyncIterator[bytes]:
+        self, graph_id: str, info: ArrayInfo, start: int = 0, stop: int | None = None
+    ) -> AsyncIterator[memoryview]:
         """Yield rows start … stop-1 of an array as C-order little-endian bytes, chunk by chunk, each checked.
 
-        Raises UnknownGraph before the first chunk when there is no such array, and DamagedData when a chunk is bad:
-        the arrays are then dropped, the graph is "failed", and `request_graph` builds it again.
+        Raises UnknownGraph when there is no such array any more, and DamagedData when a chunk is bad: the arrays are then
+        dropped, the graph is "failed", and `request_graph` builds it again.
         """
-        info = await self.array_info(graph_id, name)
-        if info is None:
-            raise UnknownGraph(graph_id, f"or it has no finished array {name!r}")
-        n = info.shape[0]
+        n, name = info.shape[0], info.name
         stop = n if stop is None else min(stop, n)
         step = info.rows_per_chunk
         numbers = range(start // step, -(-stop // step) if start < stop else 0)
@@ -883,16 +877,16 @@ class Store:
                 first, last = number * step, min(n, (number + 1) * step)
                 payload = _checked(await anext(chunks), (last - first) * info.row_bytes)
                 if payload is None:
-                    raise await self._drop_damaged(graph_id, name)
+                    raise await self._unreadable(graph_id, info)
                 lo, hi = max(start, first) - first, min(stop, last) - first
-                yield bytes(payload[lo * info.row_bytes : hi * info.row_bytes])
+                yield payload[lo * info.row_bytes : hi * info.row_bytes]
 
     async def load_array(self, graph_id: str, name: str) -> NDArray[Any]:
         """Return one whole array of a ready graph; raises as `read_rows`."""
         info = await self.array_info(graph_id, name)
         if info is None:
             raise UnknownGraph(graph_id, f"or it has no finished array {name!r}")
-        data = b"".join([piece async for piece in self.read_rows(graph_id, name)])
+        data = b"".join([piece async for piece in self.read_rows(graph_id, info)])
         return np.frombuffer(data, np.dtype(info.dtype)).reshape(info.shape)
 
     # Workers
@@ -927,10 +921,6 @@ class Store:
 
     # Inside
 
-    async def _fields(self, key: str) -> dict[str, str]:
-        raw = await cast(Any, self._redis.hgetall(key))
-        return {name.decode(): value.decode() for name, value in raw.items()}
-
     async def _used_fields(self, key: str, member: str) -> dict[str, str]:
         """Return the fields of a dataset or graph, which counts as used now."""
         async with self._redis.pipeline(transaction=False) as pipe:
@@ -942,7 +932,7 @@ class Store:
         with dispensable():
             if isinstance(noted, Exception):
                 raise noted
-        return {name.decode(): value.decode() for name, value in raw.items()}
+        return _decoded(raw)
 
     def _uncount(self, pipe: Pipeline, member: str) -> None:
         pipe.zrem(self._keys.recent, member)
@@ -968,9 +958,6 @@ class Store:
     async def _chunk(self, key: str, number: str) -> bytes | None:
         return cast("bytes | None", await cast(Any, self._redis.hget(key, number)))
 
-    def _chunk_bytes_of(self, fields: Mapping[str, str]) -> int:
-        return int(fields.get("chunk_bytes", self._chunk_bytes))
-
     async def _stage_array(self, staging: _Staging, name: str, array: NDArray[Any]) -> dict[str, Any]:
         array = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
         data = memoryview(cast(Any, array)).cast("B") if array.size else memoryview(b"")
@@ -982,7 +969,11 @@ class Store:
         etag = (await digest).hexdigest()[:32]
         return {"dtype": array.dtype.str, "shape": array.shape, "etag": etag, "rows_per_chunk": rows}
 
-    async def _drop_damaged(self, id: str, name: str) -> DamagedData:
+    async def _unreadable(self, id: str, info: ArrayInfo) -> UnknownGraph | DamagedData:
+        """Return what to raise for an array that cannot be read, after dropping a graph that is not another by now."""
+        name = info.name
+        if await self.array_info(id, name) != info:
+            return UnknownGraph(id, f"or it has no finished array {name!r}")
         message = f"the stored {name} of graph {id} are damaged and were removed; ask for the graph again"
         error = {"type": "damaged-graph", "title": "The stored graph was damaged", "detail": message}
         await self.run_script(
@@ -1110,9 +1101,8 @@ class _Staging:
 
     async def _put(self, name: str, payload: memoryview) -> None:
         """Store one chunk and renew the expiry of them all."""
-        sealed = await asyncio.get_running_loop().run_in_executor(None, _sealed, payload)
         async with self._store.redis.pipeline(transaction=False) as pipe:
-            pipe.hset(self.key, name, sealed)
+            pipe.hset(self.key, name, _sealed(payload))
             pipe.expire(self.key, self._store.staging_ttl_s)
             await pipe.execute()
 
@@ -1190,6 +1180,21 @@ class _Listening:
             del self._waiting[self._topic]
 
 
+def _decoded(raw: Mapping[bytes, bytes]) -> dict[str, str]:
+    return {name.decode(): value.decode() for name, value in raw.items()}
+
+
+def _dataset(id: str, fields: Mapping[str, str]) -> Dataset:
+    return Dataset(
+        id=id,
+        n=int(fields["n"]),
+        d=int(fields["d"]),
+        dtype=fields["dtype"],
+        bytes=int(fields["bytes"]),
+        facts=json.loads(fields["facts"]),
+    )
+
+
 def _record(namespace: str, id: str, fields: Mapping[str, str]) -> GraphRecord:
     def parsed(name: str) -> dict[str, Any] | None:
         return json.loads(fields[name]) if name in fields else None
@@ -1211,6 +1216,7 @@ def _record(namespace: str, id: str, fields: Mapping[str, str]) -> GraphRecord:
         created_s=float(fields["created_s"]),
         updated_s=float(fields["updated_s"]),
         request=fields["request"],
+        origin=fields.get("origin", ""),
         attempts=int(fields["attempts"]),
         arrays=arrays,
     )
@@ -1218,7 +1224,7 @@ def _record(namespace: str, id: str, fields: Mapping[str, str]) -> GraphRecord:
 
 def _sealed(payload: memoryview) -> bytes:
     """Return a chunk as it is stored."""
-    return zlib.crc32(payload).to_bytes(_CRC_BYTES, "little") + payload
+    return crc32(payload).to_bytes(_CRC_BYTES, "little") + payload
 
 
 def _checked(raw: bytes | None, size: int) -> memoryview | None:
@@ -1226,7 +1232,7 @@ def _checked(raw: bytes | None, size: int) -> memoryview | None:
     if raw is None or len(raw) != size + _CRC_BYTES:
         return None
     payload = memoryview(raw)[_CRC_BYTES:]
-    return payload if zlib.crc32(payload) == int.from_bytes(raw[:_CRC_BYTES], "little") else None
+    return payload if crc32(payload) == int.from_bytes(raw[:_CRC_BYTES], "little") else None
 
 
 def _rows_per_chunk(chunk_bytes: int, row_bytes: int) -> int:

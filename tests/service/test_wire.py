@@ -256,11 +256,18 @@ async def test_write_npz_is_read_by_numpy_and_deterministic():
         for _ in range(2)
     ]
     assert first == second
+    assert wire.npz_bytes([stream(name, array) for name, array in arrays.items()]) == len(first)
     with np.load(io.BytesIO(first), allow_pickle=False) as got:
         assert got.files == list(arrays)
         for name, array in arrays.items():
             np.testing.assert_array_equal(got[name], array)
             assert got[name].dtype == array.dtype
+
+
+def test_npz_bytes_leaves_large_files_open():
+    fields = {"name": "neighbors", "dtype": "int32", "rows": stream("x", POINTS).rows}
+    assert wire.npz_bytes([wire.ArrayStream(shape=(1_000_000, 400), **fields)]) > 1_600_000_000
+    assert wire.npz_bytes([wire.ArrayStream(shape=(1_000_000, 550), **fields)]) is None
 
 
 @pytest.mark.parametrize(

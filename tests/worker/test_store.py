@@ -53,7 +53,9 @@ async def start(store: Store, dataset: Dataset, attempt: str = "one") -> GraphRe
 async def finish(store: Store, dataset: Dataset) -> GraphRecord:
     record = await start(store, dataset)
     assert await store.publish_graph(record.id, "one", arrays(), {"exact": True}, {"seconds": {}})
-    return record
+    ready = await store.graph(record.id)
+    assert ready is not None
+    return ready
 
 
 async def stored_keys(redis: Redis) -> set[str]:
@@ -296,6 +298,13 @@ async def test_mark_running_refuses_what_is_not_wanted(store: Store, dataset: Da
     assert await store.graph(record.id) is None
 
 
+async def test_mark_running_returns_the_record(store: Store, dataset: Dataset) -> None:
+    record, _ = await store.request_graph(dataset.id, SPEC)
+    started = await store.mark_running(record.id, record.request, "one", **LIMIT)
+    assert started == await store.graph(record.id)
+    assert (started.state, started.attempts, started.spec) == ("running", 1, record.spec)
+
+
 async def test_mark_running_gives_up_after_the_last_attempt(store: Store, dataset: Dataset) -> None:
     record, _ = await store.request_graph(dataset.id, SPEC)
     for attempt in "abc":
@@ -400,13 +409,24 @@ async def test_read_rows_returns_exactly_the_rows(
 ) -> None:
     record = await finish(store, dataset)
     for name, array in arrays().items():
-        data = b"".join([piece async for piece in store.read_rows(record.id, name, start_row, stop_row)])
+        data = b"".join([piece async for piece in store.read_rows(record.id, record.arrays[name], start_row, stop_row)])
         assert data == array[start_row:stop_row].tobytes()
 
 
-async def test_read_rows_of_an_unknown_graph(store: Store) -> None:
+async def test_read_rows_of_a_graph_that_is_gone_or_another_by_now(
+    store: Store, valkey_url: str, dataset: Dataset
+) -> None:
+    record = await finish(store, dataset)
+    assert await store.forget_graph(record.id)
     with pytest.raises(UnknownGraph):
-        _ = [piece async for piece in store.read_rows("0" * 64, "neighbors")]
+        _ = [piece async for piece in store.read_rows(record.id, record.arrays["neighbors"])]
+    other = Store(Redis.from_url(valkey_url), chunk_bytes=2048)
+    again = await finish(other, dataset)
+    assert again.id == record.id
+    with pytest.raises(UnknownGraph):
+        _ = [piece async for piece in store.read_rows(record.id, record.arrays["neighbors"])]
+    assert np.array_equal(await store.load_array(again.id, "neighbors"), arrays()["neighbors"])
+    await other.aclose()
 
 
 async def test_read_rows_drops_a_damaged_graph_so_that_it_is_built_again(
