@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import resource
 import secrets
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,8 @@ else:
 
 _MOST_HEAD_BYTES = 64 << 10  # as h11 has it, which counts by itself
 _COUNTS_HEADS = hasattr(AutoHTTPProtocol, "on_body")  # httptools keeps whatever comes, names and values apart
+
+_UPGRADE = re.compile(rb"\r\nupgrade:[^\r\n]*", re.IGNORECASE)
 
 
 def bounded_protocol(head_s: float, most: int) -> type[Protocol]:
@@ -48,6 +51,8 @@ def bounded_protocol(head_s: float, most: int) -> type[Protocol]:
             if self.transport.is_closing():
                 return
             self._head_bytes += len(data)
+            if self.cycle is None or self.cycle.response_complete:
+                data = _without_upgrade(data)
             super().data_received(data)
             if self.cycle is None or self.cycle.response_complete:
                 self._await_head()
@@ -96,6 +101,16 @@ def raise_file_limit() -> None:
     wanted = 65536 if hard == resource.RLIM_INFINITY else min(hard, 65536)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _without_upgrade(data: bytes) -> bytes:
+    """Return the beginning of a request without the wish for another protocol, which may be ignored.
+
+    httptools takes the body for that other protocol. Java's HttpClient and `curl --http2` wish for HTTP/2 in every request.
+    """
+    end = data.find(b"\r\n\r\n")
+    found = _UPGRADE.search(data, 0, len(data) if end < 0 else end)
+    return data if found is None else data[: found.start()] + data[found.end() :]
 
 
 def _answer(problem: Problem) -> bytes:

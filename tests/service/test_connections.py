@@ -162,6 +162,24 @@ async def test_a_long_body_is_no_long_head(start_live):
         assert (await service.client.get("/livez", headers={"Cookie": "a" * 60_000})).status_code == 200
 
 
+@pytest.mark.parametrize("wish", ["h2c", "websocket"])
+async def test_the_wish_for_another_protocol_is_ignored(start_live, wish):
+    """As Java's HttpClient and `curl --http2` say it in every request; the body must not be taken for that protocol."""
+    headers = {"Connection": "Upgrade, HTTP2-Settings", "UPGRADE": wish, "HTTP2-Settings": "AAMAAABkAAQAAP__"}
+    async with start_live(worker=False) as service:
+        for _ in range(2):  # the second on the same connection
+            answer = await service.client.post("/v1/datasets", content=as_npy(POINTS), headers=headers)
+            assert answer.status_code in (200, 201), answer.text
+        assert (await service.client.get("/livez", headers=headers)).status_code == 200
+
+
+async def test_a_body_may_speak_of_an_upgrade(start_live):
+    text = json.dumps({"a": "\r\nUpgrade: h2c"}).encode() + b"\r\nUpgrade: h2c\r\n"
+    async with start_live(worker=False) as service:
+        answer = await service.client.post("/v1/datasets", content=text, headers={"Content-Type": "application/json"})
+        assert (answer.status_code, answer.json()["type"]) == (422, "/problems/malformed-array")
+
+
 async def test_a_long_poll_is_no_idle_connection(start_live):
     async with start_live(head_s=0.2, keep_alive_s=1) as service:
         service.gate.hold()
