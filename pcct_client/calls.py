@@ -298,10 +298,11 @@ def _graph(
     uploaded = time.perf_counter()
     try:
         record = yield from ready_record(dataset, spec, deadline, progress)
-    except NotFound as error:
+    except (NotFound, BuildFailed) as error:
+        # A worker finds points that were deleted since, or damaged in the store: to be brought again like any others.
         can_bring = can_bring or points is not None
         lost = ("unknown-dataset", "unknown-graph") if can_bring else ("unknown-graph",)
-        if error.type.rpartition("/")[2] not in lost:
+        if kind_of(error) not in lost:
             raise
         raise _Gone(error) from error
     ready = time.perf_counter()
@@ -504,6 +505,12 @@ def refused(reply: Reply) -> Exception:
             f"the service {'does not know the API key' if reply.had_key else 'wants an API key, and got none'}"
         )
     return refusal(reply.status, problem)
+
+
+def kind_of(error: ClientError) -> str:
+    """Return the last word of a problem's type, such as "unknown-track"; "" for other errors."""
+    problem = getattr(error, "problem", {})
+    return str(getattr(error, "type", problem.get("type", ""))).rpartition("/")[2]
 
 
 def _named(X: Any) -> tuple[NpyBody, str]:

@@ -199,7 +199,7 @@ class Following:
             known = self._errors.pop(source, None)
             self._errors[source] = error
         if known is None or str(known) != str(error):
-            name = "timeout" if kind_of(error) == "refresh-timeout" else "async_error"
+            name = "timeout" if calls.kind_of(error) == "refresh-timeout" else "async_error"
             self._announce(name, error={"type": type(error).__name__, "detail": str(error)})
         self._news.set()
 
@@ -294,7 +294,7 @@ class Following:
         try:
             answer = yield from self._with_dataset(lambda: self._refresh(wish))
         except NotFound as error:
-            if kind_of(error) == "unknown-dataset":
+            if calls.kind_of(error) == "unknown-dataset":
                 raise
             self._lose_track()
             yield from self._create_again(wish)
@@ -332,7 +332,7 @@ class Following:
         try:
             return (yield from ask())
         except NotFound as error:
-            if kind_of(error) != "unknown-dataset" or self._points is None:
+            if calls.kind_of(error) != "unknown-dataset" or self._points is None:
                 raise
         name = yield Compute(lambda: dataset_id(self._points))
         if name != self._dataset:
@@ -369,9 +369,9 @@ class Following:
                 self._outcome = Outcome(wish.number, error=error)
                 if self._track is not None:
                     self._sent, self._sent_at = wish, time.monotonic()
-                if self._wish.number == wish.number:
-                    # A value that was refused does not stay in force for steps that leave it out.
-                    self._basis = self._accepted
+                # A value that was refused does not stay in force for steps that leave it out; those given since do.
+                since = {name: value for name, value in self._basis.items() if value != wish.metric.get(name)}
+                self._basis = {**self._accepted, **since}
         self.note("send", error)
 
     def _look(self) -> Flow[None]:
@@ -543,6 +543,8 @@ def hyperparameter(name: str, value: Any) -> float | list[float]:
         out = [float(each) for each in numbers] if isinstance(numbers, list | tuple) else float(numbers)
     except (TypeError, ValueError):
         raise InvalidStep(f"{name} is {value!r}; use a positive number, or one per dimension") from None
+    if name == "variance" and isinstance(out, list):
+        raise InvalidStep(f"{name} is {value!r}; use one positive number")
     if not all(0.0 < each < math.inf for each in (out if isinstance(out, list) else [out])) or out == []:
         raise InvalidStep(f"{name} is {value!r}; hyperparameters are positive and finite")
     return out
@@ -562,12 +564,6 @@ def unexpected(error: Exception) -> ClientError:
     out = ClientError(f"the session's background work failed and begins again: {error!r}")
     out.__cause__ = error
     return out
-
-
-def kind_of(error: ClientError) -> str:
-    """Return the last word of a problem's type, such as "unknown-track"; "" for other errors."""
-    problem = getattr(error, "problem", {})
-    return str(getattr(error, "type", problem.get("type", ""))).rpartition("/")[2]
 
 
 def _is_for(graph: Graph, metric: Mapping[str, Any]) -> bool:

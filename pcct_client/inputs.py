@@ -30,6 +30,8 @@ def as_array(X: Any, columns: Sequence[str] | None = None) -> NDArray[Any]:
         )
     if _is_geometry(X):
         return np.column_stack(_point_columns(X, "the geometry"))
+    if hasattr(X, "collect"):
+        raise InvalidArray(f"points are a {_kind(X)}, which holds no values yet; use X.collect()")
     if hasattr(X, "toarray"):
         raise InvalidArray(f"points are a sparse matrix ({_kind(X)}); use X.toarray()")
     if np.ma.is_masked(X):
@@ -44,7 +46,8 @@ def as_array(X: Any, columns: Sequence[str] | None = None) -> NDArray[Any]:
 
 
 def _is_frame(X: Any) -> bool:
-    return hasattr(X, "columns") and hasattr(X, "to_numpy") and not isinstance(X, np.ndarray)
+    # In this order: a lazy frame warns when it is asked for its columns.
+    return hasattr(X, "to_numpy") and hasattr(X, "columns") and not isinstance(X, np.ndarray)
 
 
 def _is_geometry(X: Any) -> bool:

@@ -161,6 +161,28 @@ def test_graph_gives_up_at_the_timeout_and_names_the_graph(client, service):
     assert isinstance(caught.value, TimeoutError)
 
 
+def test_points_that_a_worker_found_damaged_are_brought_again(client, service):
+    service.states = ["queued", "failed", "ready"]
+    service.error = {"type": "/problems/unknown-dataset", "detail": "the stored copy is damaged and was removed"}
+
+    def failed():
+        service.datasets.clear()
+        return service.record()
+
+    service.instead["GET", "graphs"] = failed
+    assert client.knn(POINTS, k=2).neighbors.shape == (3, 2)
+    posts = [said for said in service.said() if said.startswith("POST")]
+    assert posts == ["POST /datasets", "POST /graphs", "POST /datasets", "POST /graphs"]
+
+
+def test_points_that_a_worker_found_damaged_are_said_where_only_their_id_is_known(client, service):
+    service.states = ["failed"]
+    service.error = {"type": "/problems/unknown-dataset", "detail": "the stored copy is damaged and was removed"}
+    with pytest.raises(BuildFailed, match="damaged and was removed"):
+        client.knn("d" * 64, k=2)
+    assert service.said() == ["POST /graphs"]
+
+
 @pytest.mark.parametrize(("state", "words"), [("failed", "failed: out of memory"), ("cancelled", "was cancelled")])
 def test_graph_says_why_a_build_failed(client, service, state, words):
     service.states = ["running", state]

@@ -107,6 +107,12 @@ def test_as_array_refuses_what_would_lose_something():
         as_array(sparse.csr_array(POINTS))
 
 
+def test_as_array_refuses_a_lazy_frame_and_says_how():
+    polars = pytest.importorskip("polars")
+    with pytest.raises(InvalidArray, match=r"LazyFrame, which holds no values yet; use X\.collect\(\)"):
+        as_array(polars.LazyFrame({"x": [1.0, 2.0]}))
+
+
 def test_as_array_refuses_columns_of_what_has_none():
     with pytest.raises(InvalidArray, match=r"this is ndarray; leave them out, or slice"):
         as_array(POINTS, ["x"])

@@ -502,6 +502,28 @@ def test_a_refused_value_does_not_stay_in_force(service, track):
     assert service.refreshes[-1]["metric"] == {"lengthscale": 0.4}
 
 
+def test_a_refused_value_does_not_stay_in_force_in_a_loop_that_goes_on(service, track):
+    session = track(POINTS, k=2, lengthscale=0.3)
+    accept = service.refresh
+
+    def refuse_variance(track, document):
+        if "variance" not in document["metric"]:
+            return accept(track, document)
+        session._following.leave_wish(lengthscale=0.4)  # as a step does: newer than what is refused now
+        return problem(422, "not-a-hyperparameter")
+
+    service.refresh = refuse_variance
+    session.step(variance=2.0)
+    until(lambda: service.refreshes)
+    assert service.refreshes[-1]["metric"] == {"lengthscale": 0.4}
+
+
+def test_a_step_refuses_a_variance_for_each_dimension(service, track):
+    session = track(POINTS, k=2, lengthscale=0.3)
+    with pytest.raises(InvalidStep, match=r"variance is \[1.0, 2.0\]; use one positive number"):
+        session.step(variance=[1.0, 2.0])
+
+
 def test_a_failed_build_keeps_the_last_graph_and_the_next_goes_on(service, track):
     session = track(POINTS, k=2, lengthscale=0.3)
     graph = session.step(lengthscale=0.3)
