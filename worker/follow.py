@@ -3,14 +3,17 @@
 Only the newest requested version is ever begun, so versions that were overtaken while they waited cost nothing. One that is
 being built when a newer one is requested is finished and published: if it were cancelled, a loop that asks for versions
 faster than they can be built would never get any, and would wait longer for its first newer one even if it stopped asking
-(docs/CORE_IMPLEMENTATIONS.md has the measurement). It is cancelled where it cannot win: when the newer version's graph was in
-the cache and is published already. A job whose worker dies is redelivered and takes its build over; a worker
-that comes back from a stall finds its attempt and its version overtaken, because both are published by compare-and-set.
+(docs/CORE_IMPLEMENTATIONS.md has the measurement). However short builds are, versions that overtake them begin at a pace: a
+burst of requests costs two builds, and a loop faster than its builds keeps the processor for its objective. One that
+somebody insists on begins at once. A build is cancelled where it cannot win: when the newer version's graph was in the cache
+and is published already. A job whose worker dies is redelivered and takes its build over; a worker that comes back from a
+stall finds its attempt and its version overtaken, because both are published by compare-and-set.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -33,6 +36,8 @@ T = TypeVar("T")
 End: TypeAlias = Literal["ready", "left"] | dict[str, Any]
 
 _WAIT_ELSEWHERE_S = 1.0  # how often a job that waits for somebody else's build looks up
+_PACE_S = 1.0  # between the beginnings of two versions of which the second was requested before the first was published
+_PACE_LOOK_S = 0.05
 _TELL_S = 1.0  # least time between two events that say how far one phase has come
 
 _log = structlog.stdlib.get_logger("pcct.worker")
@@ -43,6 +48,7 @@ class Follower:
     """Drives the tracks of one worker process, one at a time.
 
     runner: builds with the threads of a refresh; hands nothing back to a queue. timeout_s: longest build of a version.
+    pace_s: between the beginnings of two versions, the second of which was requested before the first was published.
     """
 
     store: Store
@@ -50,6 +56,7 @@ class Follower:
     runner: Runner
     timeout_s: float
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    pace_s: float = _PACE_S
 
     async def run_job(self, namespace: str, track: str, driver: str) -> None:
         """Drive a track; raises CancelledError only when the worker stops while the store is away."""
@@ -62,7 +69,7 @@ class Follower:
         await follower._drive(track, driver)
 
     async def _drive(self, track: str, driver: str) -> None:
-        delivery, reached = secrets.token_hex(8), 0
+        delivery, begun = secrets.token_hex(8), -math.inf
         await self._patiently(lambda: self.tracks.enter(track, driver, delivery))
         while True:
             try:
@@ -77,20 +84,23 @@ class Follower:
             if pending is None:
                 if await self._patiently(partial(self.tracks.release, record)):
                     return
-            elif self.stopping.is_set() or (reached and await self._patiently(self.tracks.waiting) > 1):
+            elif self.stopping.is_set() or (begun > -math.inf and await self._patiently(self.tracks.waiting) > 1):
                 # A track that is refreshed all the time lets others through between two of its versions.
                 await self._patiently(partial(self.tracks.hand_over, record))
                 return
+            elif time.monotonic() < begun + self.pace_s and not record.forced:
+                await asyncio.sleep(_PACE_LOOK_S)
             else:
+                now = time.monotonic()
                 with for_origin(record.origin):
-                    await self._reach(record, pending)
-                reached += 1
+                    if await self._reach(record, pending):
+                        begun = now
 
-    async def _reach(self, record: TrackRecord, pending: Pending) -> None:
-        """Bring a version to its end, unless it is overtaken before it begins or the worker stops."""
+    async def _reach(self, record: TrackRecord, pending: Pending) -> bool:
+        """Bring a version to its end, unless the worker stops; False when it was overtaken before it began."""
         begun = await self._patiently(partial(self.tracks.begin, record, pending.version))
         if begun is None:
-            return
+            return False
         if begun.before not in ("", pending.graph):
             # A worker that died has left it running, and nobody will build it for the track any more.
             await self._patiently(partial(self.tracks.drop_build, record.id, begun.before))
@@ -101,6 +111,7 @@ class Follower:
         elif end == "ready":
             times = {"queue_s": begun.queue_s, "build_s": time.monotonic() - started}
             await self._patiently(partial(self.tracks.publish_version, record.id, pending, **times))
+        return True
 
     async def _ended(self, record: TrackRecord, pending: Pending) -> End:
         """Return how the version's build has ended: an error is a problem, "left" leaves it to another delivery."""

@@ -212,7 +212,8 @@ class TrackRecord:
 
     template: spec as it was created; n, d: shape of the dataset; policy: JSON forms.
     version, graph, metric, epoch: the published version (0, None, None, None before the first); metric is a whole document.
-    requested, requested_graph, requested_metric, requested_epoch, requested_s: the newest requested version.
+    requested, requested_graph, requested_metric, requested_epoch, requested_s: the newest requested version. forced: whether
+    somebody wants exactly this one.
     seen_epoch: largest epoch posted. failures: versions that failed. error: why the newest requested one did, a problem.
     driver: token of the job that is queued or running, "" for none. delivery: of the run of it that counts, "" while queued.
     building: graph that it has begun, "" for none.
@@ -235,6 +236,7 @@ class TrackRecord:
     requested_metric: dict[str, Any]
     requested_epoch: int
     requested_s: float
+    forced: bool
     seen_epoch: int
     failures: int
     error: dict[str, Any] | None
@@ -344,13 +346,13 @@ def merge_metric(track: Mapping[str, Any], given: object) -> Metric:
 # tracks, tracked.
 # ARGV: track id, channel, revision that the decision was made on, epoch, version, graph, metric, token of a new driver,
 # event schedule, event skip_cached, event swap, counter of a scheduled one, counter of a ready one, events kept, request id,
-# namespace, most tracks of it; then field, value, … of a new track.
+# namespace, most tracks of it, '1' when forced or ''; then field, value, … of a new track.
 # → the driver whose job must be queued, '' when it was published at once because its graph is there, and the graph that the
 # track is building; or -1 no such dataset, -5 the namespace has its most tracks, -2 the track has changed since: decide again.
 _SCHEDULE = """
 local now = redis.call('TIME')
 now = string.format('%.6f', tonumber(now[1]) + tonumber(now[2]) / 1e6)
-if #ARGV == 17 then
+if #ARGV == 18 then
     local revision = redis.call('HGET', KEYS[1], 'revision')
     if not revision then
         return -3
@@ -367,16 +369,16 @@ local ready = redis.call('HGET', KEYS[4], 'state') == 'ready'
 if not ready and redis.call('EXISTS', KEYS[3]) == 0 then
     return -1
 end
-if #ARGV > 17 then
+if #ARGV > 18 then
     if redis.call('ZCARD', KEYS[7]) >= tonumber(ARGV[17]) then
         return -5
     end
-    redis.call('HSET', KEYS[1], 'created_s', now, unpack(ARGV, 18))
+    redis.call('HSET', KEYS[1], 'created_s', now, unpack(ARGV, 19))
 end
 redis.call('ZADD', KEYS[7], now, ARGV[1])
 redis.call('SADD', KEYS[8], ARGV[16])
 redis.call('HSET', KEYS[1], 'requested', ARGV[5], 'requested_graph', ARGV[6], 'requested_metric', ARGV[7],
-    'requested_epoch', ARGV[4], 'requested_s', now, 'seen_epoch', ARGV[4], 'origin', ARGV[15],
+    'requested_epoch', ARGV[4], 'requested_s', now, 'forced', ARGV[18], 'seen_epoch', ARGV[4], 'origin', ARGV[15],
     'updated_s', now)
 redis.call('HINCRBY', KEYS[1], 'revision', 1)
 redis.call('HDEL', KEYS[1], 'error')
@@ -886,7 +888,7 @@ class Tracks:
                 _message("skip_cached", event | {"reason": "ready"}),
                 _message("swap", event | {"staleness_epochs": 0}),
                 *(DECISIONS.field("scheduled", wish.reason), DECISIONS.field("cached", "ready"), _EVENTS_KEPT),
-                *(origin(), self._store.namespace, most),
+                *(origin(), self._store.namespace, most, "1" if wish.reason == "forced" else ""),
                 *(part for item in (base or {}).items() for part in item),
             ],
         )
@@ -1003,6 +1005,7 @@ def _record(id: str, fields: Mapping[str, str]) -> TrackRecord:
         requested_metric=json.loads(fields["requested_metric"]),
         requested_epoch=int(fields["requested_epoch"]),
         requested_s=float(fields["requested_s"]),
+        forced=fields.get("forced") == "1",
         seen_epoch=int(fields["seen_epoch"]),
         failures=int(fields["failures"]),
         error=json.loads(fields["error"]) if "error" in fields else None,

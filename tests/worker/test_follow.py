@@ -63,15 +63,15 @@ class Workers:
         self.tracks = Tracks(store, self.queue, self.graphs)
         self.started: list[tuple[asyncio.Event, asyncio.Task[None], Queue]] = []
 
-    def follower(self, build: Any, timeout_s: float = 60.0) -> Follower:
+    def follower(self, build: Any, timeout_s: float = 60.0, pace_s: float = 0.0) -> Follower:
         stopping = asyncio.Event()
         settings = WorkerSettings(redis_url=self.url, shutdown_grace_s=0.5)
         runner = Runner(self.store, None, settings, build, stopping, threads=1)
-        return Follower(self.store, self.tracks, runner, timeout_s, stopping)
+        return Follower(self.store, self.tracks, runner, timeout_s, stopping, pace_s)
 
-    def start(self, build: Any, timeout_s: float = 60.0) -> Follower:
+    def start(self, build: Any, timeout_s: float = 60.0, pace_s: float = 0.0) -> Follower:
         """Start to take jobs."""
-        follower, queue = self.follower(build, timeout_s), Queue(self.url, "refresh", task="follow")
+        follower, queue = self.follower(build, timeout_s, pace_s), Queue(self.url, "refresh", task="follow")
         name = f"worker {len(self.started)}"
         work = queue.work(follower.run_job, name=name, redelivery_s=5.0, stopping=follower.stopping)
         self.started.append((follower.stopping, asyncio.create_task(work), queue))
@@ -167,6 +167,35 @@ async def test_fifty_refreshes_while_a_build_runs_cause_two_builds(
     assert (record.version, record.failures) == (51, 0)
     told = await names(workers, track.id)
     assert told.count("swap") == 2  # the build that was running is published too, before the newest one
+
+
+async def test_fifty_refreshes_that_overtake_a_short_build_cause_two_builds(
+    workers: Workers, track: TrackRecord, held: Held
+) -> None:
+    workers.start(held, pace_s=60.0)
+    await until(lambda: held.scales)
+    await workers.tracks.refresh(track.id, {"lengthscale": 2.0}, 1)
+    held.opened.set()
+    first = await workers.tracks.wait_track(track.id, 30.0, track.etag)
+    for epoch in range(2, 51):
+        await workers.tracks.refresh(track.id, {"lengthscale": 2.0**epoch}, epoch)
+        await asyncio.sleep(0.01)
+    assert (first.version, held.scales) == (1, [1.0])
+    await workers.tracks.refresh(track.id, {"lengthscale": 2.0**51}, 51, force=True)  # as `sync` does: at once
+    assert (await until_settled(workers, track.id)).version == 52
+    assert held.scales == [1.0, 2.0**51]
+
+
+async def test_the_newest_version_begins_when_its_pace_is_over(
+    workers: Workers, track: TrackRecord, held: Held
+) -> None:
+    workers.start(held, pace_s=0.2)
+    await until(lambda: held.scales)
+    for epoch in (1, 2):
+        await workers.tracks.refresh(track.id, {"lengthscale": 2.0**epoch}, epoch)
+    held.opened.set()
+    assert (await until_settled(workers, track.id)).version == 3
+    assert held.scales == [1.0, 4.0]
 
 
 async def test_failure_is_told_and_the_next_refresh_works(workers: Workers, track: TrackRecord, held: Held) -> None:
