@@ -57,6 +57,7 @@ def run_worker(
 def load_warm_build() -> Build:
     """Import the core and run every kind of graph and query once on a few points, so that no user waits for the compiler."""
     from pcct_core.graph import build_graph
+    from pcct_core.lookup import GateLookup
 
     generator = np.random.default_rng(0)
     orders: tuple[Order, ...] = ("maximin", "hilbert", "random", "coordinate", "given")
@@ -72,6 +73,9 @@ def load_warm_build() -> Build:
     points = generator.random((2100, 2))
     residual = Residual(Matern52(1.0), Inducing(8))
     build_graph(points, GraphSpec(kind="vecchia", k=4, metric=residual, order="given"))
+    lookup = GateLookup(np.empty(0), np.full(1, 4.0), residual.kernel.name, 4)
+    for kind in ("vecchia", "knn"):
+        build_graph(points, GraphSpec(kind=kind, k=4, metric=residual, order="given", gate="lookup"), lookup=lookup)
     answer_query(points[:300], points[:40], QuerySpec(_NOBODY, 4, residual))
     return build_graph
 

@@ -14,6 +14,34 @@ from worker.store import Store
 
 pytestmark = pytest.mark.anyio
 
+# Prints the kernels that graphs need once more after the warm-up.
+WARM = """
+import sys
+import numpy as np
+from numba.core.dispatcher import Dispatcher
+import pcct_core as pc
+from worker.main import load_warm_build
+
+def compiled():
+    modules = [module for name, module in sys.modules.items() if name.startswith("pcct_core.")]
+    kernels = {value for module in modules for value in vars(module).values() if isinstance(value, Dispatcher)}
+    return {(kernel.py_func.__name__, signature) for kernel in kernels for signature in kernel.signatures}
+
+build_graph = load_warm_build()
+before = compiled()
+points = np.random.default_rng(1).random((9000, 3))
+residual = pc.Residual(pc.Matern32(0.2), inducing=16)
+for kind in ("knn", "vecchia"):
+    assert build_graph(points, pc.GraphSpec(kind, 5, residual, "random", accuracy=0.99)).certificate.method == "gated"
+    for dtype in (np.float32, np.float64):
+        for metric in (pc.Euclidean(), pc.Euclidean((1.0, 2.0, 3.0))):
+            given = points.astype(dtype)
+            given.setflags(write=False)  # as they come from the store
+            build_graph(given, pc.GraphSpec(kind, 5, metric, "maximin"))
+for name, signature in compiled() - before:
+    print(name, signature)
+"""
+
 PROGRAM = """
 import time
 from worker.main import run_worker
@@ -53,6 +81,12 @@ def test_load_warm_build_returns_the_core() -> None:
     from pcct_core.graph import build_graph
 
     assert load_warm_build() is build_graph
+
+
+def test_nothing_is_left_to_compile_once_it_is_warm() -> None:
+    """In a process of its own, for other tests compile too."""
+    ended = subprocess.run([sys.executable, "-c", WARM], capture_output=True, text=True, timeout=300, check=False)
+    assert (ended.returncode, ended.stdout) == (0, ""), ended.stderr
 
 
 async def test_run_worker_says_when_it_is_warm_and_leaves_when_told(valkey_url: str, store: Store) -> None:
