@@ -150,6 +150,7 @@ def swaps_over_http(printed: str, home: Path) -> None:
     assert '"type":"/problems/invalid-parameter"' in printed
     assert "1 ≤ k ≤ 30" in printed
     assert np.load(home / "all.npy").shape == (2000, 30)
+    assert (home / "unpacked.npy").read_bytes() == (home / "all.npy").read_bytes()
 
 
 def saves_the_order(printed: str, home: Path) -> None:
