@@ -165,6 +165,7 @@ class _Operation(NamedTuple):
 _STATE = ("Location", "Preference-Applied")
 _LATER = ("Location", "Retry-After", "Preference-Applied")
 _CONTENT = ("ETag", "Cache-Control", "Vary", "Content-Encoding")
+_VALIDATORS = ("ETag", "Cache-Control")
 _RAW = ("Array-Dtype", "Array-Shape")
 _ONESHOT = (*_CONTENT, "Content-Location", *_RAW)
 
@@ -175,7 +176,9 @@ _OPERATIONS: Mapping[tuple[str, str], _Operation] = {
         {"201": _DATASET, "200": _DATASET},
         {"201": ("Location",), "200": ("Location",)},
     ),
-    ("get", "/v1/datasets/{dataset_id}"): _Operation("Describe a dataset", None, {"200": _DATASET}),
+    ("get", "/v1/datasets/{dataset_id}"): _Operation(
+        "Describe a dataset", None, {"200": _DATASET}, {"200": _VALIDATORS, "304": _VALIDATORS}
+    ),
     ("delete", "/v1/datasets/{dataset_id}"): _Operation("Remove a dataset"),
     ("post", "/v1/datasets/{dataset_id}/query"): _Operation(
         "Find the neighbors of other points",

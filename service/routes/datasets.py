@@ -6,8 +6,10 @@ import re
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
 
+from service.answers import has_tag
 from service.backend import InBackend
 from service.intake import receive_points
 from service.wire import ARROW, JSON, NPY, RAW, SAFETENSORS
@@ -70,10 +72,17 @@ async def create_dataset(
 
 
 @router.head("/{dataset_id}", include_in_schema=False)
-@router.get("/{dataset_id}")
-async def read_dataset(dataset_id: str, backend: InBackend) -> DatasetBody:
+@router.get(
+    "/{dataset_id}", response_model=DatasetBody, responses={304: {"description": "It is there, and never changes"}}
+)
+async def read_dataset(dataset_id: str, request: Request, backend: InBackend) -> Response:
     """Describe a dataset; HEAD tells whether an upload can be skipped."""
-    return DatasetBody.of(await find_dataset(dataset_id, backend))
+    dataset = await find_dataset(dataset_id, backend)
+    # What it says never changes, but whether it is there does.
+    headers = {"ETag": f'"{dataset_id}"', "Cache-Control": "private, no-cache"}
+    if has_tag(request.headers.get("if-none-match"), dataset_id):
+        return Response(status_code=304, headers=headers)
+    return JSONResponse(DatasetBody.of(dataset).model_dump(), headers=headers)
 
 
 @router.delete("/{dataset_id}", status_code=204)

@@ -255,3 +255,15 @@ async def test_delete_dataset_removes_all_of_it(service, redis):
     assert (await service.client.delete(f"/v1/datasets/{id}")).status_code == 204
     assert (await service.client.get(f"/v1/datasets/{id}")).status_code == 404
     assert await keys(redis) == before
+
+
+async def test_read_dataset_is_revalidated_by_its_id(service):
+    id = await service.upload(np.zeros((3, 2)))
+    url = f"/v1/datasets/{id}"
+    answer = await service.client.get(url)
+    assert (answer.headers["etag"], answer.headers["cache-control"]) == (f'"{id}"', "private, no-cache")
+    for method in ("GET", "HEAD"):
+        again = await service.client.request(method, url, headers={"If-None-Match": answer.headers["etag"]})
+        assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", f'"{id}"')
+    await service.client.delete(url)
+    assert (await service.client.get(url, headers={"If-None-Match": answer.headers["etag"]})).status_code == 404
