@@ -38,6 +38,9 @@ _WISH_PAUSE_S = 0.02  # between two posts: a loop of a thousand steps a second n
 _UNCHANGED_PAUSE_S = 1.0  # between two posts of the same hyperparameters, which tell the service the epoch alone
 _FIRST_RETRY_S = 0.1
 _LONGEST_RETRY_S = 2.0
+_BRING_AGAIN_S = (
+    60.0  # points that are lost again so soon are not brought a third time: that is for somebody to look at
+)
 _NEWS_S = 1.0  # a waiter looks again after this long even if no bell rang
 
 
@@ -119,6 +122,7 @@ class Following:
         self._parked: Graph | None = None
         self._newest_id = ""
         self._warning: str | None = None
+        self._missed_at = -math.inf
         self._fetched = self._settled = 0
         # Written by both.
         self._track: str | None = None
@@ -416,6 +420,9 @@ class Following:
         """Take in that the service does nothing more about versions up to `upto`; `version` is the published one."""
         if track.get("error"):
             error = calls.track_failed(track)
+            if self._may_bring_again(error):
+                self._ask_anew(upto)
+                return
             with self._lock:
                 self._settled = upto
                 if version < self._outcome.version <= upto:
@@ -452,6 +459,13 @@ class Following:
         with self._lock:
             self._settled = upto
         self._insist(anyway=True)
+
+    def _may_bring_again(self, error: ClientError) -> bool:
+        """Return whether a build found no points, deleted or damaged since, that can be brought again and were not just now."""
+        if calls.kind_of(error) != "unknown-dataset" or self._points is None:
+            return False
+        before, self._missed_at = self._missed_at, time.monotonic()
+        return self._missed_at - before > _BRING_AGAIN_S
 
     def _lose_track(self, id: str | None = None) -> None:
         """Take in that the service does not know the track `id` (None: the present one) any more."""

@@ -542,6 +542,39 @@ def test_a_failed_build_keeps_the_last_graph_and_the_next_goes_on(service, track
     assert session.last_error is None
 
 
+def lose_points_at_the_next_build(service):
+    """Let the service find at its next build that the points are gone, as when their stored copy is damaged."""
+    finish = service.finish
+
+    def lose():
+        service.finish = finish
+        service.datasets.clear()
+        service.failing = {"type": "/problems/unknown-dataset", "title": "Gone", "detail": "upload it again"}
+        finish()
+        service.failing = None
+
+    service.finish = lose
+
+
+def test_points_that_a_build_did_not_find_are_brought_again(service, track):
+    session = track(POINTS, k=2, lengthscale=0.3)
+    lose_points_at_the_next_build(service)
+    session.step(lengthscale=0.4)
+    assert scale_of(session.sync()) == 0.4
+    assert len(service.datasets) == 1
+    assert session.last_error is None
+
+
+def test_points_that_are_lost_again_at_once_are_told(service, track):
+    session = track(POINTS, k=2, lengthscale=0.3)
+    lose_points_at_the_next_build(service)
+    session.step(lengthscale=0.4)
+    session.sync()
+    lose_points_at_the_next_build(service)
+    session.step(lengthscale=0.5)
+    assert "upload it again" in str(until(lambda: session.last_error))
+
+
 def test_a_kernel_matrix_without_factor_is_a_refusal_here_too(service, track):
     session = track(POINTS, k=2, lengthscale=0.3)
     service.failing = {"type": "/problems/not-positive-definite", "title": "No factor", "detail": "raise jitter"}
