@@ -248,7 +248,9 @@ class Runner:
                 continue
             progress = build.progress()
             with suppress(RedisError):
-                if not await self.store.set_progress(graph_id, attempt, None if progress == reported else progress):
+                # What a build that has finished leaves tells more, and tells it sooner.
+                said = None if progress == reported else progress
+                if not build.finished.done() and not await self.store.set_progress(graph_id, attempt, said):
                     build.cancel.set()
                     await asyncio.wait({build.finished})
                     return False

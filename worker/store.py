@@ -260,15 +260,17 @@ return found
 # ARGV: chunk count, its name in recent, bytes, then field, value, … of the description.
 # → 1 when created, 0 when it was there, -1 when not all that was staged is.
 _COMMIT = """
+local now = redis.call('TIME')
+now = tonumber(now[1]) + tonumber(now[2]) / 1e6
 if redis.call('EXISTS', KEYS[1]) == 1 and redis.call('HLEN', KEYS[2]) == tonumber(ARGV[1]) then
     redis.call('UNLINK', KEYS[3])
+    redis.call('ZADD', KEYS[4], 'XX', now, ARGV[2])
     return 0
 end
 if redis.call('HLEN', KEYS[3]) ~= tonumber(ARGV[1]) then
     return -1
 end
-local now = redis.call('TIME')
-redis.call('ZADD', KEYS[4], tonumber(now[1]) + tonumber(now[2]) / 1e6, ARGV[2])
+redis.call('ZADD', KEYS[4], now, ARGV[2])
 redis.call('HSET', KEYS[5], ARGV[2], ARGV[3])
 redis.call('RENAME', KEYS[3], KEYS[2])
 redis.call('PERSIST', KEYS[2])
@@ -278,8 +280,8 @@ return 1
 """
 
 # KEYS: graph, arrays, dataset description, recent, jobs, shares of the queue. ARGV: graph id, dataset id, spec, new request
-# token, stale seconds, channel, origin, the dataset's name in recent, namespace, most jobs of it.
-# → -1 no such dataset, -2 the namespace has its most jobs, 1 a job must be queued, 0 nothing to do.
+# token, stale seconds, origin, the names of dataset and graph in recent, namespace, most jobs of it.
+# → {-1} no such dataset, {-2} the namespace has its most jobs, {1, fields} a job must be queued, {0, fields} nothing to do.
 # A graph that is still queued answers 1 as well: a job key runs once, and asking again heals a submit that was lost.
 # A run that was last seen in the future is as silent as one long ago: the store's clock was set back since.
 _REQUEST = """
@@ -287,7 +289,8 @@ local now = redis.call('TIME')
 now = tonumber(now[1]) + tonumber(now[2]) / 1e6
 local state = redis.call('HGET', KEYS[1], 'state')
 if state == 'ready' and redis.call('HLEN', KEYS[2]) == tonumber(redis.call('HGET', KEYS[1], 'chunks')) then
-    return 0
+    redis.pcall('ZADD', KEYS[4], 'XX', now, ARGV[8])
+    return {0, redis.call('HGETALL', KEYS[1])}
 end
 local age = math.abs(now - tonumber(redis.call('HGET', KEYS[1], 'updated_s') or 0))
 local running = state == 'running' and age < tonumber(ARGV[5])
@@ -296,23 +299,22 @@ if running or state == 'queued' then
     if redis.call('HEXISTS', KEYS[1], 'track') == 1 then
         redis.call('HSET', KEYS[1], 'shared', 1)
     end
-    return running and 0 or 1
+    return {running and 0 or 1, redis.call('HGETALL', KEYS[1])}
 end
 if redis.call('EXISTS', KEYS[3]) == 0 then
-    return -1
+    return {-1}
 end
 if tonumber(redis.call('HGET', KEYS[6], ARGV[9]) or 0) >= tonumber(ARGV[10]) then
-    return -2
+    return {-2}
 end
 redis.call('UNLINK', KEYS[2])
 redis.call('DEL', KEYS[1])
 redis.call('SADD', KEYS[5], ARGV[1])
-redis.call('ZADD', KEYS[4], 'XX', now, ARGV[8])
+redis.call('ZADD', KEYS[4], 'XX', now, ARGV[7])
 redis.call('HSET', KEYS[1], 'dataset', ARGV[2], 'spec', ARGV[3], 'state', 'queued', 'request', ARGV[4],
     'attempts', 0, 'created_s', string.format('%.6f', now), 'updated_s', string.format('%.6f', now),
-    'origin', ARGV[7])
-redis.call('PUBLISH', ARGV[6], ARGV[1])
-return 1
+    'origin', ARGV[6])
+return {1, redis.call('HGETALL', KEYS[1])}
 """
 
 # KEYS: graph. ARGV: graph id, request, attempt, most attempts, error when there were more, channel.
@@ -333,7 +335,6 @@ if tonumber(redis.call('HGET', KEYS[1], 'attempts')) >= tonumber(ARGV[4]) then
 end
 redis.call('HINCRBY', KEYS[1], 'attempts', 1)
 redis.call('HSET', KEYS[1], 'state', 'running', 'attempt', ARGV[3], 'updated_s', now)
-redis.call('PUBLISH', ARGV[6], ARGV[1])
 return redis.call('HGETALL', KEYS[1])
 """
 
@@ -380,7 +381,6 @@ end
 redis.call('HINCRBY', KEYS[1], 'attempts', 1)
 redis.call('HSET', KEYS[1], 'state', 'running', 'request', ARGV[4], 'attempt', ARGV[5], 'track', ARGV[7],
     'updated_s', string.format('%.6f', now))
-redis.call('PUBLISH', ARGV[11], ARGV[1])
 return 1
 """
 
@@ -567,8 +567,13 @@ class Store:
         """The store's client, for what else is kept there."""
         return self._redis
 
+    @property
+    def is_bounded(self) -> bool:
+        """Whether `make_room` has anything to do."""
+        return self._namespace_bytes is not None
+
     def listen(self, id: str) -> AbstractAsyncContextManager[asyncio.Event]:
-        """Return a context whose event is set whenever the graph or track changes, or a change may have been missed."""
+        """Return a context whose event is set whenever a graph's job ends or a track changes, or that may have been missed."""
         return self._watch.listen(self._keys.changes, id)
 
     async def make_room(self, size: int) -> None:
@@ -676,31 +681,21 @@ class Store:
         this namespace in the queue of that name.
         """
         id = graph_id(dataset_id, spec)
-        answer = await self.run_script(
-            "request",
-            [
+        answer, *found = await self._scripts["request"](
+            keys=[
                 *(self._keys.graph(id), self._keys.arrays(id), self._keys.dataset(dataset_id)),
                 *(self._keys.recent, self._keys.jobs, Keys.shares(queue)),
             ],
-            [
-                id,
-                dataset_id,
-                spec.canonical(),
-                secrets.token_hex(8),
-                self._stale_run_s,
-                self._keys.changes,
-                origin(),
-                *(member_of("dataset", dataset_id), self.namespace, most_jobs),
+            args=[
+                *(id, dataset_id, spec.canonical(), secrets.token_hex(8), self._stale_run_s, origin()),
+                *(member_of("dataset", dataset_id), member_of("graph", id), self.namespace, most_jobs),
             ],
         )
         if answer == -2:
             raise TooManyJobs(most_jobs)
         if answer < 0:
             raise UnknownDataset(dataset_id)
-        record = await self.graph(id)
-        if record is None:  # forgotten by somebody else in this very moment
-            return await self.request_graph(dataset_id, spec, queue=queue, most_jobs=most_jobs)
-        return record, answer == 1
+        return _record(self.namespace, id, _paired(found[0])), answer == 1
 
     async def origin(self, id: str) -> str:
         """Return the origin of the HTTP request that queued a graph's job (`traces.origin`), "" when that is not known."""
@@ -734,8 +729,7 @@ class Store:
             keys=[self._keys.graph(id)],
             args=[id, request, attempt, max_attempts, _dump(exhausted), self._keys.changes],
         )
-        fields = _decoded(dict(zip(found[::2], found[1::2], strict=True)))
-        return _record(self.namespace, id, fields) if fields else None
+        return _record(self.namespace, id, _paired(found)) if found else None
 
     async def claim_graph(
         self,
@@ -1046,7 +1040,7 @@ class Upload:
             "chunk_bytes": str(self._store._chunk_bytes),
         }
         keys = self._store.keys
-        if await self._store.dataset(id) is None:
+        if self._store.is_bounded and await self._store.dataset(id) is None:
             await self._store.make_room(size)
         created = await self._store.run_script(
             "commit",
@@ -1182,6 +1176,10 @@ class _Listening:
 
 def _decoded(raw: Mapping[bytes, bytes]) -> dict[str, str]:
     return {name.decode(): value.decode() for name, value in raw.items()}
+
+
+def _paired(flat: list[bytes]) -> dict[str, str]:
+    return _decoded(dict(zip(flat[::2], flat[1::2], strict=True)))
 
 
 def _dataset(id: str, fields: Mapping[str, str]) -> Dataset:
