@@ -57,6 +57,7 @@ MOST_JOBS = 1000  # of one namespace, where nothing else is said
 _CRC_BYTES = 4
 _READ_BYTES = 1 << 18  # as much as uvloop reads at once
 _MOST_STORING = 3  # chunks of one upload: the store writes one down while the next is sent and one more is summed
+_TRANSFER_S = 60.0  # longest way of one chunk, while the store answers others meanwhile
 _REMOVE_S = 0.5  # longest wait for the removal of chunks that were given up; they expire by themselves
 _RECHECK_S = 2.0  # a waiter looks for itself this often, should a notification be lost with a connection
 
@@ -515,18 +516,24 @@ class Store:
     """One namespace of the store, and the workers: what lies in one Redis or Valkey.
 
     Every method may raise `redis.exceptions.RedisError` when the store is away. Close it with `aclose`.
+
+    transfers: a more patient client, for chunks. late_s: one that takes longer makes us ask whether the store is alive.
     """
 
     def __init__(
         self,
         redis: Redis,
         *,
+        transfers: Redis | None = None,
+        late_s: float = 1.0,
         chunk_bytes: int = 1 << 20,
         staging_ttl_s: int = 600,
         stale_run_s: float = 60.0,
         namespace_bytes: int | None = None,
     ) -> None:
         self._redis = redis
+        self.transfers = redis if transfers is None else transfers
+        self._late_s = late_s
         self._chunk_bytes = chunk_bytes
         self.staging_ttl_s = staging_ttl_s
         self._stale_run_s = stale_run_s
@@ -537,9 +544,11 @@ class Store:
 
     @classmethod
     def from_settings(cls, settings: SharedSettings) -> Store:
-        """Return a store with a client of its own, made from the settings."""
+        """Return a store with clients of its own, made from the settings."""
         return cls(
             open_redis(settings),
+            transfers=open_redis(settings.model_copy(update={"store_timeout_s": _TRANSFER_S})),
+            late_s=settings.store_timeout_s / 3,
             chunk_bytes=settings.chunk_bytes,
             staging_ttl_s=settings.staging_ttl_s,
             stale_run_s=settings.stale_run_s,
@@ -585,6 +594,7 @@ class Store:
         """Stop listening and close the connections."""
         await self._watch.aclose()
         await self._redis.aclose()
+        await self.transfers.aclose()
 
     async def check_layout(self) -> None:
         """Return when this release can read what is stored, and older ones know that; raises NewerLayout."""
@@ -950,7 +960,23 @@ class Store:
                 await asyncio.gather(ahead, return_exceptions=True)
 
     async def _chunk(self, key: str, number: str) -> bytes | None:
-        return cast("bytes | None", await cast(Any, self._redis.hget(key, number)))
+        return cast("bytes | None", await self.moved(cast(Any, self.transfers.hget(key, number))))
+
+    async def moved(self, moving: Awaitable[T]) -> T:
+        """Return what moves a chunk, however long it takes while the store answers others; raises RedisError.
+
+        Many transfers may share a slow network. A store that is silent altogether is not waited for as long.
+        """
+        move = asyncio.ensure_future(moving)
+        try:
+            while not (await asyncio.wait({move}, timeout=self._late_s))[0]:
+                await cast(Any, self._redis.ping())
+            return move.result()
+        finally:
+            while not move.done():  # redis-py swallows a cancellation that meets it while it connects
+                move.cancel()
+                await asyncio.wait({move}, timeout=0.05)
+            _ = move.cancelled() or move.exception()  # looked at, whatever else is raised
 
     async def _stage_array(self, staging: _Staging, name: str, array: NDArray[Any]) -> dict[str, Any]:
         array = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
@@ -1095,10 +1121,10 @@ class _Staging:
 
     async def _put(self, name: str, payload: memoryview) -> None:
         """Store one chunk and renew the expiry of them all."""
-        async with self._store.redis.pipeline(transaction=False) as pipe:
+        async with self._store.transfers.pipeline(transaction=False) as pipe:
             pipe.hset(self.key, name, _sealed(payload))
             pipe.expire(self.key, self._store.staging_ttl_s)
-            await pipe.execute()
+            await self._store.moved(pipe.execute())
 
 
 _Topic: TypeAlias = tuple[str, str]  # the channel of a namespace, and the id of a graph or track

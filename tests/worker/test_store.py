@@ -544,7 +544,38 @@ async def test_an_upload_to_a_silent_store_is_given_up_after_one_wait(silent: tu
 
     with pytest.raises(StoreTimeoutError):
         await send()
-    assert len(met) == 2  # one for the chunk, one to remove it, which is not waited for that long
+    assert (
+        len(met) == 3
+    )  # for the chunk, to ask whether anybody is there, and to remove it, which is not waited for as long
+
+
+async def test_a_chunk_may_take_long_while_the_store_answers_others(valkey_url: str, tmp_path: Path) -> None:
+    """As over a slow network: what is large comes late, in both directions, and nothing is given up."""
+    late = 0
+
+    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal late
+        while data := await reader.read(1 << 20):
+            if len(data) > 20_000:
+                late += 1
+                await asyncio.sleep(1.5)
+            writer.write(data)
+        writer.close()
+
+    async def meet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        theirs, ours = await asyncio.open_unix_connection(valkey_url.removeprefix("unix://").partition("?")[0])
+        await asyncio.gather(carry(reader, ours), carry(theirs, writer), return_exceptions=True)
+
+    server = await asyncio.start_unix_server(meet, tmp_path / "slow.sock", limit=1 << 20)
+    store = Store.from_settings(SharedSettings(redis_url=f"unix://{tmp_path}/slow.sock", store_timeout_s=1.0))
+    points = np.random.default_rng(1).random((4000, 2))
+    async with store.upload(*points.shape, "float64") as upload:
+        await upload.write(points.tobytes())
+        await upload.commit("e" * 64)
+    assert np.array_equal(await store.load_points("e" * 64), points)
+    assert late >= 2
+    await store.aclose()
+    server.close()
 
 
 async def test_a_store_that_comes_back_at_once_is_not_missed(valkey_url: str) -> None:
