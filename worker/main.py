@@ -32,6 +32,7 @@ from worker.tracks import Tracks
 _NOBODY = "0" * 64  # asks while warming up; no dataset has this id
 _SWEEP_S = 60.0
 _BEATS_TO_LIVE = 5  # a worker counts as gone after missing this many heartbeats
+_BEATS_TO_COMPILE = 30  # the same while its kernels compile: the compiler lets nothing else run for up to ten seconds
 
 _log = structlog.stdlib.get_logger("pcct.worker")
 
@@ -120,7 +121,7 @@ async def _work(settings: WorkerSettings, load_build: Callable[[], Build]) -> in
             follower = Follower(store, tracks, refresher, settings.refresh_timeout_s, stopping)
             runners += [runner, refresher]
             with suppress(RedisError):
-                await store.beat(info(), settings.heartbeat_s * _BEATS_TO_LIVE)
+                await _say_alive(store, info(), settings.heartbeat_s)
             _log.info("worker ready", worker=name, warm_up_s=round(time.perf_counter() - started, 2))
             take = partial(_take_jobs, name=name, redelivery_s=settings.redelivery_s, stopping=stopping)
             async with asyncio.TaskGroup() as group:
@@ -172,13 +173,17 @@ async def _loaded(load_build: Callable[[], Build], stopping: asyncio.Event) -> B
     return await loading
 
 
+async def _say_alive(store: Store, worker: WorkerInfo, every_s: float) -> None:
+    await store.beat(worker, every_s * (_BEATS_TO_LIVE if worker.warm else _BEATS_TO_COMPILE))
+
+
 async def _beat(store: Store, info: Callable[[], WorkerInfo], every_s: float, leaving: asyncio.Event) -> None:
     """Keep saying that this worker is alive; an outage of the store is logged once, and so is its end."""
     away = False
     # A client that is connecting may swallow a cancellation; the event ends the loop even then.
     while not leaving.is_set():
         try:
-            await store.beat(info(), every_s * _BEATS_TO_LIVE)
+            await _say_alive(store, info(), every_s)
             if away:
                 _log.info("the store is back")
             away = False

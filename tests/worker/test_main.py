@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import anyio
 import pytest
 
 from worker.main import load_warm_build
@@ -52,6 +53,12 @@ def quick():
 
 def slow():
     print("warming", flush=True)
+    time.sleep(600)
+
+def greedy():
+    time.sleep(0.5)
+    print("compiling", flush=True)
+    sum(range(10**8))  # as the compiler does, it lets nothing else run
     time.sleep(600)
 
 def broken():
@@ -108,6 +115,16 @@ async def test_run_worker_stops_while_it_warms_up(valkey_url: str, store: Store)
         worker.send_signal(signal.SIGINT)
         worker.communicate(timeout=60)
         assert worker.returncode == 0
+
+
+async def test_run_worker_counts_as_there_while_the_compiler_lets_nothing_else_run(
+    valkey_url: str, store: Store
+) -> None:
+    with start("greedy", valkey_url) as worker:
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == "compiling\n"
+        await anyio.sleep(0.9)  # a warm one is gone after 0.5
+        assert [info.warm for info in await store.workers()] == [False]
 
 
 async def test_run_worker_that_cannot_start_fails(valkey_url: str) -> None:
