@@ -1013,8 +1013,9 @@ class Upload:
     def __init__(self, store: Store, n: int, d: int, dtype: str) -> None:
         self._store = store
         self._n, self._d, self._dtype = n, d, dtype
-        self._row_bytes = d * _little_endian(dtype).itemsize
-        self._chunk = _rows_per_chunk(store._chunk_bytes, self._row_bytes) * self._row_bytes
+        row_bytes = d * _little_endian(dtype).itemsize
+        self._size = n * row_bytes
+        self._chunk = _rows_per_chunk(store._chunk_bytes, row_bytes) * row_bytes
         self._staging = _Staging(store)
         self._buffer = bytearray()
         self._received = 0
@@ -1030,19 +1031,20 @@ class Upload:
             await asyncio.shield(self._staging.remove())
 
     async def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Append bytes of the array's data, which may not change afterwards; stores whole chunks as they fill."""
+        """Append bytes of the array's data, which may not change afterwards; stores chunks as they fill, and the last one."""
         view = memoryview(data).cast("B")
         self._received += len(view)
-        if self._received > self._n * self._row_bytes:
-            raise ValueError(f"more than the {self._n * self._row_bytes} bytes of the announced array were written")
+        if self._received > self._size:
+            raise ValueError(f"more than the {self._size} bytes of the announced array were written")
         while len(view):
             taken = view[: self._chunk - len(self._buffer)]
             view = view[len(taken) :]
-            if len(taken) == self._chunk:
+            last = not len(view) and self._received == self._size
+            if not self._buffer and (last or len(taken) == self._chunk):
                 await self._staging.put_next(taken)
                 continue
             self._buffer += taken
-            if len(self._buffer) == self._chunk:
+            if last or len(self._buffer) == self._chunk:
                 await self._staging.put_next(self._take_buffer())
 
     async def commit(self, id: str, facts: Mapping[str, Any] | None = None) -> tuple[Dataset, bool]:
@@ -1050,28 +1052,25 @@ class Upload:
 
         facts: JSON kept with the dataset. Raises ValueError when bytes are missing.
         """
-        size = self._n * self._row_bytes
-        if self._received != size:
-            raise ValueError(f"{self._received} of the announced {size} bytes were written")
-        if self._buffer:
-            await self._staging.put_next(self._take_buffer())
+        if self._received != self._size:
+            raise ValueError(f"{self._received} of the announced {self._size} bytes were written")
         await self._staging.settle()
-        dataset = Dataset(id, self._n, self._d, self._dtype, size, dict(facts or {}))
+        dataset = Dataset(id, self._n, self._d, self._dtype, self._size, dict(facts or {}))
         fields = {
             "n": str(dataset.n),
             "d": str(dataset.d),
             "dtype": dataset.dtype,
-            "bytes": str(size),
+            "bytes": str(self._size),
             "facts": _dump(dataset.facts),
             "chunk_bytes": str(self._store._chunk_bytes),
         }
         keys = self._store.keys
         if self._store.is_bounded and await self._store.dataset(id) is None:
-            await self._store.make_room(size)
+            await self._store.make_room(self._size)
         created = await self._store.run_script(
             "commit",
             [keys.dataset(id), keys.points(id), self._staging.key, keys.recent, keys.sizes],
-            [self._staging.count, member_of("dataset", id), size, *_flat(fields)],
+            [self._staging.count, member_of("dataset", id), self._size, *_flat(fields)],
         )
         if created < 0:
             raise StagingLost
