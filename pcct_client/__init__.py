@@ -24,69 +24,103 @@ following what a session knows of its track, and the flows that keep it true; no
 session   the two sessions: what runs those flows beside a training loop
 client    the two clients
 sklearn   scikit-learn's neighbor transformer over pcct graphs; imported by itself, needs scikit-learn
+
+
+Names load on first use, so a program that may not need the service does not load httpx.
 """
 
-from pcct_client.arrays import dataset_id
-from pcct_client.client import AsyncClient, Client
-from pcct_client.convert import GraphArrays
-from pcct_client.errors import (
-    BadAnswer,
-    BuildFailed,
-    ClientClosed,
-    ClientError,
-    Forbidden,
-    InvalidArray,
-    InvalidKey,
-    InvalidRequest,
-    InvalidStep,
-    InvalidUrl,
-    MissingExtra,
-    NotForThisGraph,
-    NotFound,
-    RateLimited,
-    RequestRefused,
-    ServerUnavailable,
-    SessionClosed,
-    TooLarge,
-    TruncatedAnswer,
-    Unauthorized,
-    VersionMismatch,
-    WaitTimeout,
-)
-from pcct_client.following import RefreshPolicy
-from pcct_client.graph import Children, Graph
-from pcct_client.session import AsyncSession, Session
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "AsyncClient",
-    "AsyncSession",
-    "BadAnswer",
-    "BuildFailed",
-    "Children",
-    "Client",
-    "ClientClosed",
-    "ClientError",
-    "Forbidden",
-    "Graph",
-    "GraphArrays",
-    "InvalidArray",
-    "InvalidKey",
-    "InvalidRequest",
-    "InvalidStep",
-    "InvalidUrl",
-    "MissingExtra",
-    "NotForThisGraph",
-    "NotFound",
-    "RateLimited",
-    "RefreshPolicy",
-    "RequestRefused",
-    "ServerUnavailable",
-    "Session",
-    "SessionClosed",
-    "TooLarge",
-    "TruncatedAnswer",
-    "Unauthorized",
-    "VersionMismatch",
-    "WaitTimeout",
-    "dataset_id",
-]
+if TYPE_CHECKING:
+    from pcct_client.arrays import dataset_id as dataset_id
+    from pcct_client.client import AsyncClient as AsyncClient
+    from pcct_client.client import Client as Client
+    from pcct_client.convert import GraphArrays as GraphArrays
+    from pcct_client.errors import BadAnswer as BadAnswer
+    from pcct_client.errors import BuildFailed as BuildFailed
+    from pcct_client.errors import ClientClosed as ClientClosed
+    from pcct_client.errors import ClientError as ClientError
+    from pcct_client.errors import Forbidden as Forbidden
+    from pcct_client.errors import InvalidArray as InvalidArray
+    from pcct_client.errors import InvalidKey as InvalidKey
+    from pcct_client.errors import InvalidRequest as InvalidRequest
+    from pcct_client.errors import InvalidStep as InvalidStep
+    from pcct_client.errors import InvalidUrl as InvalidUrl
+    from pcct_client.errors import MissingExtra as MissingExtra
+    from pcct_client.errors import NotForThisGraph as NotForThisGraph
+    from pcct_client.errors import NotFound as NotFound
+    from pcct_client.errors import RateLimited as RateLimited
+    from pcct_client.errors import RequestRefused as RequestRefused
+    from pcct_client.errors import ServerUnavailable as ServerUnavailable
+    from pcct_client.errors import SessionClosed as SessionClosed
+    from pcct_client.errors import TooLarge as TooLarge
+    from pcct_client.errors import TruncatedAnswer as TruncatedAnswer
+    from pcct_client.errors import Unauthorized as Unauthorized
+    from pcct_client.errors import VersionMismatch as VersionMismatch
+    from pcct_client.errors import WaitTimeout as WaitTimeout
+    from pcct_client.following import RefreshPolicy as RefreshPolicy
+    from pcct_client.graph import Children as Children
+    from pcct_client.graph import Graph as Graph
+    from pcct_client.session import AsyncSession as AsyncSession
+    from pcct_client.session import Session as Session
+
+_HOME = {
+    "arrays": ("dataset_id",),
+    "client": (
+        "AsyncClient",
+        "Client",
+    ),
+    "convert": ("GraphArrays",),
+    "errors": (
+        "BadAnswer",
+        "BuildFailed",
+        "ClientClosed",
+        "ClientError",
+        "Forbidden",
+        "InvalidArray",
+        "InvalidKey",
+        "InvalidRequest",
+        "InvalidStep",
+        "InvalidUrl",
+        "MissingExtra",
+        "NotForThisGraph",
+        "NotFound",
+        "RateLimited",
+        "RequestRefused",
+        "ServerUnavailable",
+        "SessionClosed",
+        "TooLarge",
+        "TruncatedAnswer",
+        "Unauthorized",
+        "VersionMismatch",
+        "WaitTimeout",
+    ),
+    "following": ("RefreshPolicy",),
+    "graph": (
+        "Children",
+        "Graph",
+    ),
+    "session": (
+        "AsyncSession",
+        "Session",
+    ),
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = sorted(_MODULE_OF)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return import_module(f"pcct_client.{name}")
+    module = _MODULE_OF.get(name)
+    if module is None:
+        raise AttributeError(f"module 'pcct_client' has no attribute {name!r}")
+    value = getattr(import_module(f"pcct_client.{module}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
