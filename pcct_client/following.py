@@ -96,6 +96,8 @@ class Following:
         make_bell: Callable[[], Any],
         on_event: EventHandler | None = None,
     ) -> None:
+        if not isinstance(policy, RefreshPolicy):
+            raise TypeError(f"policy is {policy!r}; use pcct_client.RefreshPolicy(tolerance=0.05, ...)")
         self.closing = make_bell()
         self.events: deque[dict[str, Any]] = deque(maxlen=KEPT_EVENTS)
         self._on_event = on_event

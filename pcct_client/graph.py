@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from typing import Any, NamedTuple
@@ -158,6 +159,7 @@ class Graph:
                 first two are drawn.
         whole:  show all points, not only those around. ax: axes to draw on instead of a new figure.
         """
+        i = operator.index(i)
         if not -self.n <= i < self.n:
             raise NotForThisGraph(f"row {i} is not there; this graph has the rows 0 to {self.n - 1}")
         i = i % self.n

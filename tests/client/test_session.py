@@ -270,6 +270,11 @@ def test_track_asks_for_what_the_arguments_say(service, track):
     assert made["policy"] == {"tolerance": 0.2, "max_epochs": 5, "cooldown_epochs": 1, "schedule": "drift"}
 
 
+def test_track_says_what_a_policy_is():
+    with Client("http://pcct.test") as client, pytest.raises(TypeError, match="use pcct_client.RefreshPolicy"):
+        client.track(POINTS, k=2, lengthscale=0.3, policy={"tolerance": 0.2})
+
+
 @pytest.mark.parametrize("metric", ["euclidean", {"type": "euclidean", "lengthscale": 0.1}])
 def test_track_takes_another_metric(service, track, metric):
     track(POINTS, k=2, metric=metric, lengthscale=0.5, kind="knn")
