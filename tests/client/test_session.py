@@ -271,7 +271,7 @@ def test_track_asks_for_what_the_arguments_say(service, track):
 
 
 def test_track_says_what_a_policy_is():
-    with Client("http://pcct.test") as client, pytest.raises(TypeError, match="use pcct_client.RefreshPolicy"):
+    with Client("http://pcct.test") as client, pytest.raises(TypeError, match=r"use pcct_client\.RefreshPolicy"):
         client.track(POINTS, k=2, lengthscale=0.3, policy={"tolerance": 0.2})
 
 
