@@ -69,7 +69,7 @@ class SharedSettings(BaseSettings):
     queue: str = Field(default="interactive", pattern="^[a-z0-9-]+$", description="Name of the queue of graphs.")
     refresh_queue: str = Field(default="refresh", pattern="^[a-z0-9-]+$", description="Name of the queue of tracks.")
     store_timeout_s: float = Field(
-        default=3.0, gt=0, description="Longest wait for one answer of the store, seconds. Default: 3."
+        default=5.0, gt=0, description="Longest wait for one answer of the store, seconds. Default: 5."
     )
     namespace_bytes: int | None = Field(
         default=None,
