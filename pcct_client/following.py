@@ -38,9 +38,7 @@ _WISH_PAUSE_S = 0.02  # between two posts: a loop of a thousand steps a second n
 _UNCHANGED_PAUSE_S = 1.0  # between two posts of the same hyperparameters, which tell the service the epoch alone
 _FIRST_RETRY_S = 0.1
 _LONGEST_RETRY_S = 2.0
-_BRING_AGAIN_S = (
-    60.0  # points that are lost again so soon are not brought a third time: that is for somebody to look at
-)
+_BRING_AGAIN_S = 60.0  # points lost again so soon are not brought a third time: that is for somebody to look at
 _NEWS_S = 1.0  # a waiter looks again after this long even if no bell rang
 
 

@@ -152,10 +152,17 @@ class _Task:
         allowed: NDArray[np.int64] = np.minimum(self.limit, self.n).astype(np.int64)
         return allowed
 
+    def others(self) -> NDArray[np.int64]:
+        """Return how many points could be neighbors of each row."""
+        return self.allowed() - (self.itself >= 0)
+
     def pairs(self, rows: NDArray[np.bool_] | None = None) -> int:
         """Return how many pairs could be neighbors, of all rows or of the marked ones, bool (n,)."""
-        others = self.allowed() - (self.itself >= 0)
-        return int(others.sum() if rows is None else others[rows].sum())
+        return int(self.others().sum() if rows is None else self.others()[rows].sum())
+
+    def neighbors(self) -> int:
+        """Return how many neighbors all rows together have."""
+        return int(np.minimum(self.others(), self.k).sum())
 
     def passed(self, rows: NDArray[np.bool_]) -> int:
         """Return how many of these pairs passed a gate; rows: bool (n,), scanned behind one."""
@@ -262,8 +269,7 @@ def _rank_levels(n: int) -> int:
 
 
 def _audit_rate(task: _Task, accuracy: Accuracy, share: float) -> float:
-    neighbors = int(np.minimum(task.allowed() - (task.itself >= 0), task.k).sum())
-    return audit_rate((1.0 - accuracy.recall) * neighbors, (1.0 - accuracy.confidence) * share)
+    return audit_rate((1.0 - accuracy.recall) * task.neighbors(), (1.0 - accuracy.confidence) * share)
 
 
 def _gate_pays(task: _Task, accuracy: Accuracy, taught: int) -> bool:
@@ -366,7 +372,7 @@ def _certify(
 ) -> Certificate:
     """Return what an audit that drew each pair beyond the gates of some rows, bool (n,), at this rate says of the graph."""
     pairs, kept, missed = task.pairs(behind), task.passed(behind), int(audit.missed.sum())
-    neighbors = int(np.minimum(task.allowed() - (task.itself >= 0), task.k).sum())
+    neighbors = task.neighbors()
     most = min(most_missed(missed, rate, (1.0 - accuracy.confidence) * share), pairs - kept)
     return Certificate(
         "gated",

@@ -22,9 +22,8 @@ Coding: TypeAlias = Literal["zstd", "gzip"]
 _JSON = ("application/json", "application/problem+json")
 _BODILESS = (204, 304)  # compressed, nothing would become something
 _LEAST_BYTES = 1024  # less than that fits one packet anyway
-_GZIP_OF_NUMBERS = (
-    1  # of 32,768 points the indices take 0.54 of their bytes; the usual level's 0.49 takes seven times as long
-)
+# Of 32,768 points the indices take 0.54 of their bytes; the usual level's 0.49 takes seven times as long.
+_GZIP_OF_NUMBERS = 1
 _THREAD_BYTES = 1 << 16  # more than that at once would make others wait
 
 

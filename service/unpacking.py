@@ -18,9 +18,8 @@ from service.wire import Layout, MalformedArray, PointsDecoder, WrongLength
 _STEP_BYTES = 1 << 20
 # A zstd block is four bytes or more and unpacks to 128 KiB at most (RFC 8878, 3.1.1.2), so this much to 8 MiB at most.
 _ZSTD_FEED_BYTES = 1 << 8
-_ZSTD_WINDOW_BYTES = (
-    8 << 20
-)  # what every decoder should take (RFC 8878, 3.1.1.1.2); zstd needs more with --ultra or --long
+# What every decoder should take (RFC 8878, 3.1.1.1.2); zstd needs more with --ultra or --long.
+_ZSTD_WINDOW_BYTES = 8 << 20
 
 _NAMES = {"zstd": "zstd", "gzip": "gzip", "x-gzip": "gzip"}
 
