@@ -49,7 +49,7 @@ if [ "${1:-}" = --compile ]; then
     for level in $levels; do
         if can_run "$level"; then
             NUMBA_CPU_NAME=$level NUMBA_CPU_FEATURES=$features NUMBA_CACHE_DIR=$kernels/$level \
-                python -c 'from worker.main import load_warm_build; load_warm_build()'
+                python -P -c 'from worker.main import load_warm_build; load_warm_build()'
         fi
     done
     exit

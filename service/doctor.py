@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, TypeVar
 from pydantic import ValidationError
 
 from service.embedded import EmbeddedStoreError, find_server
+from service.processes import own_command
 from service.settings import ServiceSettings, unknown_variables
 from service.up import without_password
 from worker.settings import SharedSettings, WorkerSettings, numba_cache_dir, numba_jit_disabled
@@ -297,7 +298,7 @@ def check_memory(settings: ServiceSettings, meminfo: Path = Path("/proc/meminfo"
 
 def check_selftest() -> Iterator[Finding]:
     """Build small graphs in a process of its own, and find how they compare with brute force."""
-    command = [sys.executable, "-m", "service.selftest"]
+    command = own_command("service.selftest")
     try:
         run = subprocess.run(command, capture_output=True, text=True, timeout=_SELFTEST_S, check=False)
     except subprocess.TimeoutExpired:
@@ -322,7 +323,7 @@ def _broken(run: subprocess.CompletedProcess[str]) -> Finding:
         fix = "pip install --force-reinstall numba llvmlite numpy scipy; if that was SIGKILL, more memory"
     else:
         fact = (run.stderr.strip().splitlines() or [f"exit status {run.returncode}"])[-1]
-        fix = "pip install --force-reinstall 'pcct[service]'; `python -m service.selftest` shows all of it"
+        fix = "pip install --force-reinstall 'pcct[service]'; `python -P -m service.selftest` shows all of it"
     return Finding("problem", "self-test", fact, fix)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,14 @@ KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "8388608", "MALLOC_TRIM_THRESHOLD_": "3
 _FIRST_PAUSE_S = 0.2
 _LONGEST_PAUSE_S = 10.0
 _STEADY_S = 5.0  # a child that lived this long starts its pauses afresh: it does not fail at its start
+
+
+def own_command(module: str, *arguments: str) -> list[str]:
+    """Return the command that runs a module of ours, such as "service.cli", with the arguments.
+
+    -P leaves the current folder out of the path of imports: a user's folder may hold a service/ or a redis.py of its own.
+    """
+    return [sys.executable, "-P", "-m", module, *arguments]
 
 
 class Lifeline:

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit, urlunsplit
 from pcct_core.errors import PcctError
 from service.access import needs_key
 from service.embedded import EmbeddedStore
-from service.processes import Child, Lifeline
+from service.processes import Child, Lifeline, own_command
 from service.settings import ServiceSettings
 from worker.settings import WorkerSettings
 
@@ -125,7 +125,7 @@ def _start(settings: WorkerSettings, listener: socket.socket, lifeline: Lifeline
     environment = settings.to_environment()
 
     def child(name: str, arguments: list[str], fds: tuple[int, ...]) -> Child:
-        command = [sys.executable, "-m", "service.cli", *arguments, "--lifeline-fd", str(lifeline.fd)]
+        command = own_command("service.cli", *arguments, "--lifeline-fd", str(lifeline.fd))
         return Child(name, command, environment, (lifeline.fd, *fds))
 
     children = [child("API", ["serve", "--listen-fd", str(listener.fileno())], (listener.fileno(),))]

@@ -31,6 +31,20 @@ def pytest_configure() -> None:
                 index.unlink()
 
 
+@pytest.fixture
+def folder_of_namesakes(tmp_path: Path) -> Iterator[Path]:
+    """A folder as users have them, with modules named as ours and as those that we import; fails where one has been run."""
+    folder = tmp_path / "namesakes"
+    trace = folder / "was run"
+    names = ("service/__init__", "service/cli", "service/selftest", "pcct_core/__init__", "worker", "redis", "numpy")
+    for name in names:
+        module = folder / f"{name}.py"
+        module.parent.mkdir(parents=True, exist_ok=True)
+        module.write_text(f"open({str(trace)!r}, 'a').write({name!r} + ' ')\nraise SystemExit({name!r})\n")
+    yield folder
+    assert not trace.exists(), trace.read_text()
+
+
 @pytest.fixture(scope="session")
 def embedded_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Run the real embedded store for the session; its URL."""

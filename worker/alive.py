@@ -1,4 +1,4 @@
-"""`python -m worker.alive`, for health checks: exit status 0 while a worker of this host says that it is alive, else 1."""
+"""`python -P -m worker.alive`, for health checks: exit status 0 while a worker of this host says that it is alive, else 1."""
 
 from __future__ import annotations
 

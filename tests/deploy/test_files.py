@@ -38,6 +38,14 @@ def test_image_keeps_freed_memory(deploy: Path) -> None:
     assert f"ENV {variables}\n" in (deploy / "Dockerfile").read_text()
 
 
+def test_python_in_containers_runs_nothing_of_the_current_folder(deploy: Path) -> None:
+    image = (deploy / "Dockerfile").read_text()
+    assert "PYTHONSAFEPATH=1" in image.rpartition("FROM ")[2]
+    texts = [image, *((deploy / name).read_text() for name in ("entrypoint.sh", "compose.yml"))]
+    for text in texts:
+        assert not re.search(r"python[\"]?[,\s-]+-[cm]\b", text)
+
+
 @pytest.mark.parametrize("override", [None, *OVERRIDES])
 def test_compose_takes_the_files(compose: Any, override: str | None) -> None:
     files = ["-f", "compose.yml", *(["-f", f"compose.{override}.yml"] if override else [])]

@@ -29,7 +29,7 @@ import pytest
 from redis import Redis
 
 from service.embedded import EmbeddedStore, find_server
-from service.processes import Lifeline
+from service.processes import Lifeline, own_command
 
 HERE = Path(__file__).parent
 PATIENCE_S = 90.0
@@ -224,20 +224,26 @@ def deployment(tmp_path: Path) -> Iterator[Deployment]:
 
 
 class Up:
-    """`pcct up` on a free port. errors: where it logs, for one that logs more than a pipe holds; None for a pipe."""
+    """`pcct up` on a free port. stderr: where it logs, for one that logs more than a pipe holds. cwd: its current folder."""
 
     until = staticmethod(until)
     is_alive = staticmethod(is_alive)
 
     def __init__(
-        self, data_dir: Path, *arguments: str, port: int = 0, stderr: int | IO[str] | None = subprocess.PIPE
+        self,
+        data_dir: Path,
+        *arguments: str,
+        port: int = 0,
+        stderr: int | IO[str] | None = subprocess.PIPE,
+        cwd: Path | None = None,
     ) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "service.cli", "up", "--port", str(port), "--data-dir", str(data_dir), *arguments],
+            own_command("service.cli", "up", "--port", str(port), "--data-dir", str(data_dir), *arguments),
             env={name: value for name, value in os.environ.items() if not name.startswith("PCCT_")},
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,
+            cwd=cwd,
         )
 
     def wait_ready(self) -> Client:
@@ -263,8 +269,8 @@ def starting() -> Iterator[Callable[..., Up]]:
     """Start `pcct up`; whatever still runs at the end is killed, children included."""
     started: list[Up] = []
 
-    def start(data_dir: Path, *arguments: str, port: int = 0, stderr: int | IO[str] | None = subprocess.PIPE) -> Up:
-        started.append(Up(data_dir, *arguments, port=port, stderr=stderr))
+    def start(data_dir: Path, *arguments: str, **options: Any) -> Up:
+        started.append(Up(data_dir, *arguments, **options))
         return started[-1]
 
     yield start

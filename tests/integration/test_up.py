@@ -22,9 +22,9 @@ def as_npy(points: np.ndarray) -> bytes:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_up_serves_stops_cleanly_and_keeps_everything(start_up, tmp_path, points, number) -> None:
+def test_up_serves_stops_cleanly_and_keeps_everything(start_up, tmp_path, folder_of_namesakes, points, number) -> None:
     data_dir = tmp_path / "data"
-    up = start_up(data_dir)
+    up = start_up(data_dir, cwd=folder_of_namesakes)  # of which nothing may be run
     with up.wait_ready() as client:
         answer = client.post("/v1/knn?k=4", content=as_npy(points)).raise_for_status()
         with np.load(io.BytesIO(answer.content)) as arrays:

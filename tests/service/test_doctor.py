@@ -194,6 +194,11 @@ def test_check_selftest_makes_findings_of_what_breaks(monkeypatch, status, out, 
     check_problem(list(doctor.check_selftest()), words)
 
 
+def test_check_selftest_runs_nothing_of_the_current_folder(monkeypatch, folder_of_namesakes):
+    monkeypatch.chdir(folder_of_namesakes)
+    assert levels(doctor.check_selftest()) == ["ok"]
+
+
 def test_check_selftest_survives_a_numba_that_cannot_be_imported(monkeypatch, tmp_path):
     (tmp_path / "numba").mkdir()
     (tmp_path / "numba" / "__init__.py").write_text("raise ImportError('this Numba is broken')")
