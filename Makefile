@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check audit fuzz setup bench docs integration compose-test soak clean
+.PHONY: demo test test-avx2 check audit fuzz setup bench docs integration compose-test soak clean
 .DEFAULT_GOAL := demo
 
 $(VENV)/.installed: pyproject.toml
@@ -19,6 +19,10 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+# The suites that compute, once more as on a processor without AVX-512; says so, and runs nothing, where this is one.
+test-avx2: setup
+	$(BIN)/python tests/as_haswell.py tests/core tests/client tests/worker
 
 # The same suite against `pcct up`, and against processes that are started one by one with a store on a port.
 integration: setup
