@@ -238,14 +238,14 @@ class CoverTree:
             )
 
     def _embedded_queries(self, Q: Any) -> NDArray[Any]:
-        queries = as_points(Q)
+        queries = as_points(Q, "queries", "Q")
         if queries.shape[1] != self.d:
             raise InvalidPoints(f"queries have {queries.shape[1]} columns, the tree's points have {self.d}")
         check_metric(queries, self.metric)
         # A query is measured in the type of the tree's points: comparing them takes one arithmetic.
         if queries.dtype != self._tree.coords.dtype and not isinstance(self.metric, Haversine):
             with np.errstate(over="ignore"):
-                queries = as_points(queries.astype(self._tree.coords.dtype))
+                queries = as_points(queries.astype(self._tree.coords.dtype), "queries", "Q")
         return embed(queries, self.metric)
 
 

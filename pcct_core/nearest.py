@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from decimal import ROUND_DOWN, Context
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -179,7 +180,7 @@ def _too_many(tree: Tree, queries: Queries, radius: float, metric: Metric, max_p
     m = len(queries.rows)
     pairs = _estimate_pairs(tree, queries, radius, metric, crew)
     said = (
-        f"radius {radius:g} holds about {pairs:,.0f} pairs, {pairs / m:,.0f} neighbors per row on average; "
+        f"radius {radius} holds about {pairs:,.0f} pairs, {pairs / m:,.0f} neighbors per row on average; "
         f"at most {max_pairs:,} pairs are allowed"
     )
     fitting = _fitting_radius(tree, queries, radius, metric, max_pairs, crew)
@@ -187,7 +188,12 @@ def _too_many(tree: Tree, queries: Queries, radius: float, metric: Metric, max_p
         return TooManyPairs(
             f"{said}, and no smaller radius would fit: drop duplicates, or ask for k neighbors", "radius"
         )
-    return TooManyPairs(f"{said}; use a radius of about {fitting:.2g} or less", "radius")
+    return TooManyPairs(f"{said}; use a radius of about {_rounded_down(fitting):g} or less", "radius")
+
+
+def _rounded_down(value: float) -> float:
+    """Return a positive number with two digits, no larger than it is: what is advised must fit as it is written."""
+    return float(Context(prec=2, rounding=ROUND_DOWN).create_decimal_from_float(value))
 
 
 def _estimate_pairs(tree: Tree, queries: Queries, radius: float, metric: Metric, crew: Crew) -> float:

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from pcct_core.arrays import check_exact, read_numbers
 from pcct_core.errors import InvalidPoints, InvalidSpec
 from pcct_core.spec import Cosine, GraphSpec, Haversine, Inducing, Metric, Residual
 
@@ -23,26 +24,25 @@ MAX_POINTS = 2**31 - 2  # neighbor indices are int32 and -1 is taken
 _CHECK_ROWS = 1 << 16
 
 
-def as_points(X: Any) -> Points:
+def as_points(X: Any, subject: str = "points", name: str = "X") -> Points:
     """Return X as a C-contiguous float32 or float64 array of shape (n, d), native byte order, all values finite.
 
-    X: anything `np.asarray` takes; integers, booleans and half floats become float64. Copied only when it must be.
-    Raises InvalidPoints for the wrong rank, no rows, no columns, a type that is not a real number, or a value
-    that is not finite; the error names the row.
+    X: what `arrays.read_numbers` takes; integers, booleans and half floats become float64. Copied only when it must be.
+    subject, name: what messages and the code in them call X.
+    Raises InvalidPoints for the wrong rank, no rows, no columns, a type that is not a real number, a masked value, a whole
+    number that float64 would round, or a value that is not finite; the error names the row.
     """
-    try:
-        array = np.asarray(X)
-    except ValueError as error:
-        raise InvalidPoints("points are rows of different lengths; expected (n, d)") from error
-    if array.dtype.kind not in "fiub" or array.dtype.itemsize > 8:
-        raise InvalidPoints(f"points have type {array.dtype}; convert them with X.astype('float64')")
+    array = read_numbers(X, subject, name)
     if array.ndim != 2:
-        fix = "; use X.reshape(-1, 1) for one dimension" if array.ndim == 1 else ""
-        raise InvalidPoints(f"points have shape {array.shape}; expected (n, d){fix}")
+        fixes = {1: ".reshape(-1, 1) for one dimension", 0: ".reshape(1, 1) for one point in one dimension"}
+        given = name if isinstance(X, np.ndarray) else f"np.asarray({name})"
+        fix = fixes.get(array.ndim, f".reshape({len(array) if array.ndim else 1}, -1) where every {name}[i] is a point")
+        raise InvalidPoints(f"{subject} have shape {array.shape}; expected (n, d); use {given}{fix}")
     if array.shape[0] == 0 or array.shape[1] == 0:
-        raise InvalidPoints(f"points have shape {array.shape}; at least one row and one column are needed")
+        raise InvalidPoints(f"{subject} have shape {array.shape}; at least one row and one column are needed")
     if array.shape[0] > MAX_POINTS:
-        raise InvalidPoints(f"{array.shape[0]} points are more than the {MAX_POINTS} that int32 indices can name")
+        raise InvalidPoints(f"{array.shape[0]} {subject} are more than the {MAX_POINTS} that int32 indices can name")
+    check_exact(X, array, subject, name)
     dtype = np.float32 if array.dtype.kind == "f" and array.dtype.itemsize == 4 else np.float64
     # Kernels are compiled for writable, aligned arrays; a read-only map would have them compiled once more.
     points: Points = np.require(array, dtype=dtype, requirements=["C", "A", "W"])
@@ -112,7 +112,7 @@ def check_metric(points: Points, metric: Metric, first_row: int = 0) -> None:
             column, name, bound = (1, "latitude", 90) if outside[bad, 1] else (0, "longitude", 360)
             row = first_row + bad
             raise InvalidPoints(
-                f"row {row}: {name} {points[bad, column]:g} is outside [-{bound}, {bound}] degrees; "
+                f"row {row}: {name} {points[bad, column]!s} is outside [-{bound}, {bound}] degrees; "
                 "columns are (longitude, latitude)",
                 row,
             )

@@ -199,7 +199,7 @@ def factorize(
         lower = cholesky(gram, lower=True, check_finite=False)
     except LinAlgError as error:
         raise NotPositiveDefinite(
-            f"the kernel matrix of the {m} inducing points is not positive definite with jitter {jitter:g}; use a larger "
+            f"the kernel matrix of the {m} inducing points is not positive definite with jitter {jitter}; use a larger "
             "jitter, fewer inducing points, or remove repeated ones"
         ) from error
     below, diagonal = _in_panels(lower, width)

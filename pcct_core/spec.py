@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import Any, ClassVar, Literal, TypeAlias
 
-from pcct_core.errors import InvalidSpec
+from pcct_core.errors import InvalidPoints, InvalidSpec
 
 Kind: TypeAlias = Literal["knn", "vecchia", "radius"]
 Gate: TypeAlias = Literal["auto", "lookup", "off"]
@@ -454,19 +454,36 @@ def _accuracy_from_json(data: object) -> Any:
 
 
 def stored_array(values: Any, name: str) -> Stored:
-    """Return an array with the hash of its content: the SHA-256 of the bytes that `np.save` writes for it."""
+    """Return an array with the hash of its content: the SHA-256 of the bytes that `np.save` writes for it.
+
+    values: real numbers, as `arrays.read_numbers` takes them; kept as float64. name: the field that holds them.
+    Raises InvalidSpec for anything else, for masked values, and for whole numbers that float64 would round.
+    """
     import hashlib
     import io
 
     import numpy as np
 
-    array = np.asarray(values)
-    if array.dtype.kind not in "fiub":
-        raise InvalidSpec(f"{name} has type {array.dtype}; use real numbers", name)
+    from pcct_core.arrays import check_exact, read_numbers
+
+    subject, called = _ARRAY_NAMES[name]
+    try:
+        array = read_numbers(values, subject, called)
+        check_exact(values, array, subject, called)
+    except InvalidPoints as error:
+        raise InvalidSpec(str(error), name) from error
     array = np.ascontiguousarray(array, dtype=np.float64)
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     return Stored(hashlib.sha256(buffer.getbuffer()).hexdigest(), array)
+
+
+# What messages call the arrays of a specification, and what the code in them does.
+_ARRAY_NAMES = {
+    "metric.inducing": ("inducing points", "Z"),
+    "metric.v": ("factors V", "V"),
+    "metric.p": ("factors p", "p"),
+}
 
 
 def _whole(value: Any, least: int, most: int, name: str) -> int:

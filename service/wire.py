@@ -21,6 +21,7 @@ import ast
 import io
 import json
 import math
+import re
 import zipfile
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -31,6 +32,7 @@ import numpy as np
 from isal.isal_zlib import crc32
 from numpy.typing import NDArray
 
+from pcct_core.arrays import EXACT_WHOLE, numbers_fix, rounded_away
 from pcct_core.errors import InvalidPoints, PcctError
 from pcct_core.points import Points
 
@@ -462,11 +464,24 @@ def _npy_header_bytes(head: bytes | bytearray) -> int | None:
     return 8 + width + length
 
 
+# Python 2 wrote long integers with an L behind: (1000L, 3L). No name in a type's description ends with a digit and an L.
+_PYTHON2_LONG = re.compile(r"\b(\d+)[lL]\b")
+
+# Names that np.load takes besides those that np.save writes; without a byte order, as here, it means its own machine's.
+_OTHER_FLOATS = {
+    f"{order}{name}": f"{'>' if order == '>' else '<'}{kind}"
+    for kind, names in (("f4", ("f4", "f", "float32", "single")), ("f8", ("f8", "d", "float64", "double", "float")))
+    for name in names
+    for order in ("", "=", "|", "<", ">")
+}
+
+
 def _find_npy(head: bytes, limits: Limits) -> _Found:
     """Read the dictionary of a .npy header (magic and version included) whose length has been judged."""
-    version, text = head[6], head[10 if head[6] == 1 else 12 :]
+    version = head[6]
+    text = head[10 if version == 1 else 12 :].decode("utf-8" if version == 3 else "latin-1", errors="replace").strip()
     try:
-        fields = ast.literal_eval(text.decode("utf-8" if version == 3 else "latin-1").strip())
+        fields = ast.literal_eval(_PYTHON2_LONG.sub(r"\1", text))
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         raise MalformedArray(f"the .npy header cannot be read; {HOW_TO_SEND}") from None
     if not isinstance(fields, dict) or set(fields) != {"descr", "fortran_order", "shape"}:
@@ -474,7 +489,11 @@ def _find_npy(head: bytes, limits: Limits) -> _Found:
     shape, fortran = fields["shape"], fields["fortran_order"]
     if not isinstance(fortran, bool) or not isinstance(shape, tuple) or not all(type(size) is int for size in shape):
         raise MalformedArray(f"the .npy header has a wrong shape or fortran_order; {HOW_TO_SEND}")
-    return _Found(_checked_layout(shape, fields["descr"], fortran, limits))
+    descr = fields["descr"]
+    if isinstance(descr, str | bytes):
+        name = descr if isinstance(descr, str) else descr.decode("latin-1")
+        descr = _OTHER_FLOATS.get(name, name)
+    return _Found(_checked_layout(shape, descr, fortran, limits))
 
 
 def _safetensors_header_bytes(head: bytes | bytearray) -> int | None:
@@ -569,7 +588,7 @@ def _checked_layout(shape: tuple[int, ...], descr: object, fortran: bool, limits
     if descr not in ("<f4", "<f8", ">f4", ">f8"):
         kind = str(descr)[:40]
         never = " (objects are pickles, which are never read)" if "O" in kind else ""
-        raise InvalidPoints(f"points have type {kind}{never}; convert them with X.astype('float64')")
+        raise InvalidPoints(f"points have type {kind}{never}; {_type_fix(descr, len(shape))}")
     if len(shape) != 2:
         fix = "; use X.reshape(-1, 1) for one dimension" if len(shape) == 1 else ""
         raise InvalidPoints(f"points have shape {shape}; expected (n, d){fix}")
@@ -593,6 +612,15 @@ def _checked_layout(shape: tuple[int, ...], descr: object, fortran: bool, limits
     return layout
 
 
+def _type_fix(descr: Any, rank: int) -> str:
+    """Return what makes points of an array of this type, as it stands in a header, before it is saved."""
+    try:
+        dtype = np.lib.format.descr_to_dtype(descr)
+    except (TypeError, ValueError, SyntaxError, LookupError, AttributeError, RecursionError):
+        dtype = np.dtype(object)
+    return numbers_fix(dtype, rank)
+
+
 def _points_from_json(text: bytes) -> NDArray[np.float64]:
     """Return a JSON list of rows as float64 (n, d); numbers only, all rows of one length."""
     example = "send a list of rows such as [[0.0, 1.0], [2.0, 3.0]]"
@@ -612,9 +640,18 @@ def _points_from_json(text: bytes) -> NDArray[np.float64]:
         if not {*map(type, row)} <= {int, float}:
             raise InvalidPoints(f"row {index} holds something else than numbers; {example}", index)
     try:
-        return np.array(rows, dtype="<f8").reshape(len(rows), len(rows[0]))
+        points = np.array(rows, dtype="<f8").reshape(len(rows), len(rows[0]))
     except OverflowError:
         raise InvalidPoints("a number is too large for float64") from None
+    for row, column in np.argwhere(np.abs(points) >= EXACT_WHOLE).tolist():
+        value = rows[row][column]
+        if isinstance(value, int) and int(float(value)) != value:
+            values = [line[column] for line in rows]
+            least = int(min(values))
+            offset_fix = f"{least} from all of the column" if max(values) - least <= EXACT_WHOLE else None
+            said = rounded_away(f"row {row}, column {column}", value, offset_fix, f"{float(value)!r}")
+            raise InvalidPoints(said, row)
+    return points
 
 
 def npy_header(dtype: str, shape: Sequence[int]) -> bytes:

@@ -68,6 +68,55 @@ def test_decoder_gives_rows_in_blocks_before_the_body_ends():
     assert max(sizes) < 1_200_000
 
 
+@pytest.mark.parametrize(
+    ("descr", "dtype"),
+    [
+        *(
+            ("'=f8'", "<f8"),
+            ("'f8'", "<f8"),
+            ("'|f8'", "<f8"),
+            ("'float64'", "<f8"),
+            ("'>d'", ">f8"),
+            ("u'<f8'", "<f8"),
+        ),
+        *(("'=f4'", "<f4"), ("u'>f4'", ">f4"), ("'float32'", "<f4"), ("b'<f4'", "<f4")),
+    ],
+)
+@pytest.mark.parametrize("shape", ["(20, 3)", "(20L, 3L)", "(20l, 3L,)"])
+@pytest.mark.parametrize("key", ["'shape'", "u'shape'"])
+def test_npy_decoder_reads_headers_of_python_2_and_other_writers(descr, dtype, shape, key):
+    text = f"{{'descr': {descr}, 'fortran_order': False, {key}: {shape}, }}          \n"
+    got = decode(header(text) + POINTS.astype(dtype).tobytes(), step=5)
+    assert got.dtype == np.dtype(dtype).newbyteorder("<")
+    np.testing.assert_array_equal(got, POINTS)
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("[[1700000000000000000, 1], [1700000000000000001, 2]]", "row 1, column 0"),
+        ("[[0.5, 9007199254740993]]", "row 0, column 1"),
+        ("[[-1700000000000000001]]", "row 0, column 0"),
+    ],
+)
+def test_json_refuses_whole_numbers_that_float64_rounds(text, place):
+    with pytest.raises(InvalidPoints, match=f"{place} is .*which float64 rounds to .*subtract an offset") as caught:
+        decode(text.encode(), wire.JSON)
+    assert caught.value.row == int(place[4])
+
+
+def test_json_advice_for_large_whole_numbers_works():
+    with pytest.raises(InvalidPoints) as caught:
+        decode(b"[[1700000000000000003], [1700000000000000001]]", wire.JSON)
+    offset = int(str(caught.value).split("Euclidean distance: ")[1].split()[0])
+    rounded = str(caught.value).rpartition(" ")[2]
+    assert decode(f"[[{1700000000000000003 - offset}], [0]]".encode(), wire.JSON).tolist() == [[2], [0]]
+    assert decode(f"[[{rounded}]]".encode(), wire.JSON).tolist() == [[1.7e18]]
+    with pytest.raises(InvalidPoints, match=r"rounds to 1.*; take it rounded"):
+        decode(b"[[0], [1700000000000000001]]", wire.JSON)
+    assert decode(b"[[9007199254740992, 1152921504606846976, 1e300]]", wire.JSON)[0, 1] == 2**60
+
+
 @pytest.mark.parametrize("media", [None, "", "application/x-www-form-urlencoded", "application/octet-stream"])
 def test_undeclared_npy_is_recognised(media):
     np.testing.assert_array_equal(decode(npy(POINTS), media, step=3), POINTS)
@@ -121,7 +170,15 @@ DICT = "{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}}}"
         (header(DICT.format(descr="'|O'", shape="(2, 2)")), InvalidPoints, "never read"),
         (header(DICT.format(descr="'<i8'", shape="(2, 2)")), InvalidPoints, "astype"),
         (header(DICT.format(descr="'<f2'", shape="(2, 2)")), InvalidPoints, "astype"),
-        (header(DICT.format(descr="[('x', '<f8')]", shape="(2, 2)")), InvalidPoints, "astype"),
+        (
+            header(DICT.format(descr="[('x', '<f8'), ('y', '<f4')]", shape="(2,)")),
+            InvalidPoints,
+            r"\[X\['x'\], X\['y'\]\]",
+        ),
+        (header(DICT.format(descr="'<i8'", shape="(2, 2)")), InvalidPoints, r"\(X - X.min\(axis=0\)\)"),
+        (header(DICT.format(descr="'<c16'", shape="(2, 2)")), InvalidPoints, r"column_stack\(\(X.real, X.imag\)\)"),
+        (header(DICT.format(descr="'<M8[s]'", shape="(2, 2)")), InvalidPoints, "count seconds"),
+        (header(DICT.format(descr="'no such type'", shape="(2, 2)")), InvalidPoints, "no such type"),
         (header(DICT.format(descr="'<f8'", shape="(7,)")), InvalidPoints, r"reshape\(-1, 1\)"),
         (header(DICT.format(descr="'<f8'", shape="(7, 2, 2)")), InvalidPoints, r"expected \(n, d\)"),
         (header(DICT.format(descr="'<f8'", shape="(0, 2)")), InvalidPoints, "at least one row"),
