@@ -12,7 +12,10 @@ The map, each module using only those before it:
 
 settings  what is read from the environment
 errors    every named error
-inputs    points from arrays of any library, and from data frames
+values    real numbers from arrays of any library, exactly
+geometry  points of geopandas and shapely, and the system of their coordinates
+frames    columns of data frames, by their names
+inputs    points from whatever a call is given; two of them matched by their names
 arrays    points as canonical `.npy` bytes, their id, and answers back into arrays
 extras    libraries that are used when they are there
 convert   a graph in other libraries' terms
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
     from pcct_client.errors import ClientClosed as ClientClosed
     from pcct_client.errors import ClientError as ClientError
     from pcct_client.errors import Forbidden as Forbidden
+    from pcct_client.errors import GeographicCoordinates as GeographicCoordinates
     from pcct_client.errors import InvalidArray as InvalidArray
     from pcct_client.errors import InvalidKey as InvalidKey
     from pcct_client.errors import InvalidRequest as InvalidRequest
@@ -78,6 +82,7 @@ _HOME = {
         "ClientClosed",
         "ClientError",
         "Forbidden",
+        "GeographicCoordinates",
         "InvalidArray",
         "InvalidKey",
         "InvalidRequest",

@@ -49,18 +49,18 @@ class NpyBody:
 def npy_body(X: Any, columns: Sequence[str] | None = None) -> NpyBody:
     """Return X in canonical form: C-contiguous little-endian float32 or float64 of shape (n, d).
 
-    X, columns: as `as_array` takes them. Integers become float64; float32 and float64 stay, and are copied only when their
-    memory layout demands it. Whether the values are usable is for the service to say.
-    Raises InvalidArray for any other type, for a rank that is not 2, and for an empty array.
+    X, columns: as `as_array` takes them. Integers, booleans and half floats become float64; float32 and float64 stay, and are
+    copied only when their memory layout demands it. Whether the values are usable is for the service to say.
+    Raises InvalidArray as `as_array` does, for a rank that is not 2, and for an empty array.
     """
     array = as_array(X, columns)
-    if array.dtype.kind in "iu":
+    if array.dtype.kind != "f" or array.dtype.itemsize < 4:
         array = array.astype(np.float64)
-    elif array.dtype.kind != "f" or array.dtype.itemsize not in (4, 8):
-        raise InvalidArray(f"points have type {array.dtype}; convert them with X.astype('float64')")
     if array.ndim != 2:
-        fix = "; use X.reshape(-1, 1) for one dimension" if array.ndim == 1 else ""
-        raise InvalidArray(f"points have shape {array.shape}; expected (n, d){fix}")
+        given = "X" if isinstance(X, np.ndarray) else "np.asarray(X)"
+        fixes = {0: "reshape(1, 1) for one point in one dimension", 1: "reshape(-1, 1) for one dimension"}
+        fix = fixes.get(array.ndim, "reshape(len(X), -1) where every X[i] is a point")
+        raise InvalidArray(f"points have shape {array.shape}; expected (n, d); use {given}.{fix}")
     if array.size == 0:
         raise InvalidArray(f"points have shape {array.shape}; at least one row and one column are needed")
     points = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))

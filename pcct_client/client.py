@@ -29,9 +29,10 @@ from pcct_client.calls import (
     Rest,
     Step,
 )
-from pcct_client.errors import ClientClosed, ClientError, InvalidArray, InvalidUrl, ServerUnavailable
+from pcct_client.errors import ClientClosed, ClientError, InvalidUrl, ServerUnavailable
 from pcct_client.following import EventHandler, Following, RefreshPolicy, track_spec
 from pcct_client.graph import Graph
+from pcct_client.inputs import points_and_queries, points_for
 from pcct_client.progress import ProgressOption, watched
 from pcct_client.retry import Retries, retried
 from pcct_client.session import AsyncSession, Background, Session
@@ -92,8 +93,9 @@ class Client:
     ) -> str:
         """Bring the points X to the service, unless it has them already; returns the dataset id.
 
-        X: (n, d) float32, float64 or integers, which become float64: any array that NumPy can read, or a data frame (pandas,
-        polars, geopandas). Streamed from where it lies, not copied.
+        X: (n, d) float32, float64 or other numbers, which become float64: any array that NumPy can read, a data frame
+        (pandas, polars, geopandas), or points of geopandas or shapely. Streamed from where it lies, not copied. Geometries
+        are sent as they are: no metric is known here, so none is turned into degrees.
         columns: names of a frame's columns, in the order that the metric expects, such as ["lon", "lat"]; left out, all of
         them, or the geometry of a frame that has one.
         """
@@ -112,13 +114,16 @@ class Client:
     ) -> Graph:
         """Return the graph that spec asks for, from the cache or built now.
 
-        data:     points (n, d), uploaded if the service lacks them, or a dataset id.
+        data:     points (n, d), uploaded if the service lacks them, or a dataset id. A geometry whose coordinate system is
+                  known becomes degrees under haversine; other metrics warn of degrees by `GeographicCoordinates`.
         spec:     the specification as JSON values; fields are laid over it, as in graph(X, kind="knn", k=10).
         progress, columns: as in `Client` and `upload`.
         """
         wanted = calls.spec_document(spec, fields)
         with watched(progress) as told:
-            return self._call(calls.graph(_points(data, columns), wanted, Deadline(timeout), told))
+            return self._call(
+                calls.graph(_points(wanted.get("metric"), data, columns), wanted, Deadline(timeout), told)
+            )
 
     def knn(
         self,
@@ -181,12 +186,13 @@ class Client:
     ) -> Graph:
         """Return the k nearest points of data, or all within a radius, for every row of Q, exactly; a point finds itself.
 
-        Q: queries (m, d), or the id of a dataset of them. The rows of the answer are rows of Q, its entries rows of data.
+        Q: queries (m, d), or the id of a dataset of them. Columns of two frames are matched by name; columns: of either that
+        is a frame. The rows of the answer are rows of Q, its entries rows of data.
         k: 30 unless a radius is given. radius: in the metric's unit, itself included; the answer has offsets, as in `radius`.
         Other arguments as in `graph`.
         """
         spec = calls.query_document(k, radius, metric)
-        points, queries = _points(data, columns), _points(Q, columns)
+        points, queries = _points_and_queries(metric, data, Q, columns)
         with watched(progress) as told:
             return self._call(calls.query(points, queries, spec, Deadline(timeout), told))
 
@@ -232,7 +238,9 @@ class Client:
             lengthscale=lengthscale,
             variance=variance,
         )
-        following = Following(_points(data, columns), spec, policy or RefreshPolicy(), threading.Event, events)
+        following = Following(
+            _points(spec["metric"], data, columns), spec, policy or RefreshPolicy(), threading.Event, events
+        )
         background = Background(self._run, following)
         session = Session(background, timeout, self._call)
         self._sessions.add(background)
@@ -353,7 +361,9 @@ class AsyncClient:
         """Return the graph that spec asks for, from the cache or built now; see `Client.graph`."""
         wanted = calls.spec_document(spec, fields)
         with watched(progress) as told:
-            return await self._call(calls.graph(_points(data, columns), wanted, Deadline(timeout), told))
+            return await self._call(
+                calls.graph(_points(wanted.get("metric"), data, columns), wanted, Deadline(timeout), told)
+            )
 
     async def knn(
         self,
@@ -415,7 +425,7 @@ class AsyncClient:
     ) -> Graph:
         """Return the k nearest points of data for every row of Q, exactly; see `Client.query`."""
         spec = calls.query_document(k, radius, metric)
-        points, queries = _points(data, columns), _points(Q, columns)
+        points, queries = _points_and_queries(metric, data, Q, columns)
         with watched(progress) as told:
             return await self._call(calls.query(points, queries, spec, Deadline(timeout), told))
 
@@ -450,7 +460,9 @@ class AsyncClient:
             lengthscale=lengthscale,
             variance=variance,
         )
-        following = Following(_points(data, columns), spec, policy or RefreshPolicy(), asyncio.Event, events)
+        following = Following(
+            _points(spec["metric"], data, columns), spec, policy or RefreshPolicy(), asyncio.Event, events
+        )
         session = AsyncSession(self._run, following, timeout, self._call, lambda: self._sessions.discard(session))
         self._sessions.add(session)
         return session
@@ -523,13 +535,19 @@ class AsyncClient:
         return intake.reply()
 
 
-def _points(data: Any, columns: Sequence[str] | None) -> Any:
-    """Return points as they are sent, or a dataset id as it is."""
-    if not isinstance(data, str):
-        return npy_body(data, columns).points
-    if columns is not None:
-        raise InvalidArray("columns choose from a data frame, and this is the id of a dataset; leave them out")
-    return data
+def _points(metric: Any, data: Any, columns: Sequence[str] | None) -> Any:
+    """Return points as they are sent, or a dataset id as it is; arguments as in `points_for`."""
+    return _sent(points_for(metric, data, columns))
+
+
+def _points_and_queries(metric: Any, data: Any, Q: Any, columns: Sequence[str] | None) -> tuple[Any, Any]:
+    """Return points and queries as they are sent, or ids as they are; arguments as in `points_and_queries`."""
+    points, queries = points_and_queries(metric, data, Q, columns)
+    return _sent(points), _sent(queries)
+
+
+def _sent(points: Any) -> Any:
+    return points if isinstance(points, str) else npy_body(points).points
 
 
 def _base_url(url: str) -> httpx.URL:

@@ -22,6 +22,8 @@ ClientError
     ├── NotFound                              no such dataset or graph
     ├── RateLimited                           too many requests; `retry_after_s` says when there may be more
     └── TooLarge                              more bytes than the service takes
+
+GeographicCoordinates is a warning (a UserWarning): degrees are compared as if they were lengths.
 """
 
 from __future__ import annotations
@@ -37,6 +39,13 @@ class ClientError(Exception):
 
 class InvalidArray(ClientError, ValueError):
     """The array cannot be sent as it is."""
+
+
+class GeographicCoordinates(UserWarning):
+    """Longitude and latitude in degrees, under a metric that takes them for lengths; the message has what to do.
+
+    `warnings.simplefilter("error", GeographicCoordinates)` makes an error of it.
+    """
 
 
 class MissingExtra(ClientError, ImportError):

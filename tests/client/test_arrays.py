@@ -35,11 +35,9 @@ def test_dataset_id_tells_float32_from_float64():
 @pytest.mark.parametrize(
     ("bad", "words"),
     [
-        (POINTS.astype(np.float16), "convert them with"),
-        (POINTS > 3, "type bool"),
         (POINTS.astype(object), "type object"),
         (POINTS.astype(complex), "complex"),
-        (np.array([["a", "b"]]), "convert them with"),
+        (np.array([["a", "b"]]), "is 'a', which is no number"),
         (POINTS[:, 0], r"X.reshape\(-1, 1\)"),
         (POINTS[None], r"expected \(n, d\)"),
         (POINTS[:0], "at least one row"),

@@ -3,7 +3,7 @@ import pytest
 
 from pcct_client import Client, InvalidArray, dataset_id
 from pcct_client.arrays import npy_body
-from pcct_client.inputs import as_array
+from pcct_client.inputs import as_array, points_and_queries, points_for
 
 POINTS = np.array([[10.0, 50.0], [11.0, 51.5], [12.0, -3.0]])
 
@@ -39,39 +39,6 @@ class Tensor:
 
     def __dlpack__(self, **options):
         raise AssertionError("the array is tried first")
-
-
-class Points:
-    """A geopandas.GeoSeries of points."""
-
-    geom_type = "Point"
-
-    def __init__(self, points):
-        self.x, self.y = points.T
-
-
-class Areas:
-    geom_type = "Polygon"
-
-    @property
-    def x(self):
-        raise ValueError("x attribute access only provided for Point geometries")
-
-
-class Frame:
-    """A geopandas.GeoDataFrame, as far as it matters."""
-
-    def __init__(self, **columns):
-        self._columns = columns
-        self.columns = list(columns)
-        if "geometry" in columns:
-            self.geometry = columns["geometry"]
-
-    def __getitem__(self, name):
-        return self._columns[name]
-
-    def to_numpy(self):
-        raise AssertionError("columns are read one by one")
 
 
 @pytest.mark.parametrize("wrap", [Dlpack, Tensor], ids=["DLPack", "__array__"])
@@ -119,80 +86,12 @@ def test_as_array_refuses_columns_of_what_has_none():
 
 
 @pytest.fixture(params=["pandas", "polars"])
-def frame(request):
-    """A frame of mixed types."""
-    module = pytest.importorskip(request.param)
-    columns = {
-        "name": ["a", "b", "c"],
-        "lon": POINTS[:, 0],
-        "lat": POINTS[:, 1],
-        "depth": POINTS[:, 0].astype(np.float32),
-        "count": np.array([1, 2, 3]),
-    }
-    return module.DataFrame(columns)
+def frames(request):
+    return pytest.importorskip(request.param)
 
 
-def test_as_array_takes_columns_of_a_frame_in_their_order(frame):
-    np.testing.assert_array_equal(as_array(frame, ["lon", "lat"]), POINTS)
-    np.testing.assert_array_equal(as_array(frame, ["lat", "lon"]), POINTS[:, ::-1])
-    assert dataset_id(frame, ["lon", "lat"]) == dataset_id(POINTS)
-
-
-def test_as_array_keeps_or_widens_the_types_of_a_frame(frame):
-    assert as_array(frame, ["depth"]).dtype == np.float32
-    assert as_array(frame, "depth").shape == (3, 1)
-    assert as_array(frame, ["depth", "lon"]).dtype == np.float64
-    assert as_array(frame, ["depth", "count"]).dtype == np.float64
-    assert npy_body(frame, ["count"]).points.dtype == np.float64
-
-
-def test_as_array_takes_a_frame_of_numbers_whole(frame):
-    numbers = frame.drop("name", axis=1) if hasattr(frame, "iloc") else frame.drop("name")
-    assert as_array(numbers).shape == (3, 4)
-
-
-def test_as_array_says_what_is_wrong_with_a_frame(frame):
-    with pytest.raises(InvalidArray, match=r"column 'name' has type .*choose columns of numbers"):
-        as_array(frame)
-    with pytest.raises(InvalidArray, match=r"no column 'x'; the frame has 'name', 'lon', 'lat', 'depth', 'count'"):
-        as_array(frame, ["x"])
-    with pytest.raises(InvalidArray, match="no column is chosen"):
-        as_array(frame, [])
-
-
-def test_as_array_leaves_missing_values_for_the_service_to_name():
-    pandas = pytest.importorskip("pandas")
-    nullable = pandas.DataFrame(
-        {"x": pandas.array([1, None, 3], "Int64"), "y": pandas.array([1.5, 2.5, None], "Float32")}
-    )
-    np.testing.assert_array_equal(as_array(nullable), [[1, 1.5], [np.nan, 2.5], [3, np.nan]])
-    assert as_array(nullable, ["y"]).dtype == np.float32
-
-
-def test_as_array_refuses_two_columns_of_one_name():
-    pandas = pytest.importorskip("pandas")
-    with pytest.raises(InvalidArray, match="several columns 'x'; rename them"):
-        as_array(pandas.DataFrame(POINTS, columns=["x", "x"]))
-
-
-def test_as_array_cuts_a_long_list_of_columns():
-    with pytest.raises(InvalidArray, match=r"'c11' and 8 more$"):
-        as_array(Frame(**{f"c{i}": POINTS[:, 0] for i in range(20)}), ["x"])
-
-
-def test_as_array_takes_the_geometry_of_a_frame():
-    frame = Frame(name=np.array(["a", "b", "c"]), geometry=Points(POINTS), depth=np.arange(3.0))
-    np.testing.assert_array_equal(as_array(frame), POINTS)
-    np.testing.assert_array_equal(as_array(frame.geometry), POINTS)
-    np.testing.assert_array_equal(as_array(frame, ["geometry", "depth"]), np.column_stack((POINTS, np.arange(3.0))))
-
-
-def test_as_array_refuses_a_geometry_that_is_no_point():
-    with pytest.raises(InvalidArray, match=r"column 'geometry' holds more than points .*\.centroid"):
-        as_array(Frame(geometry=Areas()), ["geometry"])
-
-
-def test_the_client_takes_frames(client, service, frame):
+def test_the_client_takes_frames(client, service, frames):
+    frame = frames.DataFrame({"name": ["a", "b", "c"], "lon": POINTS[:, 0], "lat": POINTS[:, 1]})
     graph = client.knn(frame, k=2, columns=["lon", "lat"])
     assert set(service.datasets) == {dataset_id(POINTS)}
     np.testing.assert_array_equal(graph.points, POINTS)
@@ -203,3 +102,79 @@ def test_the_client_takes_frames(client, service, frame):
 def test_the_client_refuses_columns_of_a_dataset_id():
     with Client() as client, pytest.raises(InvalidArray, match="the id of a dataset; leave them out"):
         client.knn("d" * 64, columns=["x"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "points.npy",
+            r"'points.npy' is not the id of a dataset, .* to send points from a file use np.load\('points.npy'\)",
+        ),
+        ("D" * 64, "64 digits 0 to f; give an array of points, or the id that upload returned"),
+        ("d" * 63, "is not the id of a dataset"),
+    ],
+)
+def test_the_client_refuses_text_that_is_no_dataset_id(text, message):
+    with Client() as client:
+        for ask in (
+            client.knn,
+            client.track,
+            lambda text: client.query(POINTS, text),
+            lambda text: client.query(text, POINTS),
+        ):
+            with pytest.raises(InvalidArray, match=message):
+                ask(text)
+
+
+def test_queries_are_matched_by_the_names_of_their_columns(client, service, frames):
+    ours = frames.DataFrame({"lat": POINTS[:, 1], "lon": POINTS[:, 0]})
+    theirs = frames.DataFrame({"lon": POINTS[:2, 0], "lat": POINTS[:2, 1]})
+    client.query(ours, theirs, k=2)
+    assert set(service.datasets) == {dataset_id(POINTS[:, ::-1]), dataset_id(POINTS[:2, ::-1])}
+
+
+def test_columns_of_other_names_are_refused(frames):
+    ours, theirs = frames.DataFrame({"lat": [1.0], "lon": [2.0]}), frames.DataFrame({"y": [1.0], "x": [2.0]})
+    with pytest.raises(InvalidArray) as refused:
+        points_and_queries("euclidean", ours, theirs)
+    assert str(refused.value).startswith("the points have the columns 'lat', 'lon' and the queries 'y', 'x'; give both")
+    assert "as an array: np.asarray(Q)" in str(refused.value)
+    points, queries = points_and_queries("euclidean", ours, np.asarray(theirs))
+    np.testing.assert_array_equal(points, queries)
+    more = frames.DataFrame({"lat": [1.0], "lon": [2.0], "depth": [3.0]})
+    with pytest.raises(InvalidArray, match="the queries 'lat', 'lon', 'depth'"):
+        points_and_queries("euclidean", ours, more)
+    points, queries = points_and_queries("euclidean", ours, more, ["lon", "lat"])
+    np.testing.assert_array_equal(points, queries)
+
+
+def test_columns_are_of_the_side_that_is_a_frame(client, service, frames):
+    frame = frames.DataFrame({"name": ["a", "b", "c"], "lat": POINTS[:, 1], "lon": POINTS[:, 0]})
+    id = dataset_id(POINTS)
+    for points, queries in ((POINTS, frame), (frame, POINTS), (id, frame), (frame, id)):
+        client.query(points, queries, k=2, columns=["lon", "lat"])
+    assert set(service.datasets) == {id}
+    with pytest.raises(InvalidArray, match="these are ndarray and list; leave them out"):
+        points_and_queries("euclidean", POINTS, POINTS.tolist(), ["lon", "lat"])
+
+
+def test_columns_without_names_are_matched_by_position():
+    pandas = pytest.importorskip("pandas")
+    named, bare = pandas.DataFrame(POINTS, columns=["lon", "lat"]), pandas.DataFrame(POINTS)
+    for ours, theirs in ((named, bare), (bare, named), (named, POINTS), (POINTS, named)):
+        points, queries = points_and_queries("euclidean", ours, theirs)
+        np.testing.assert_array_equal(points, queries)
+    _, queries = points_and_queries("euclidean", bare, bare[[1, 0]])
+    np.testing.assert_array_equal(queries, POINTS)
+
+
+def test_queries_are_named_where_they_cannot_be_read():
+    with pytest.raises(InvalidArray, match=r"use X\.toarray\(\)"):
+        points_and_queries("euclidean", POINTS, pytest.importorskip("scipy.sparse").csr_array(POINTS))
+
+
+@pytest.mark.parametrize("metric", ["cosine", {"type": "cosine"}, None])
+def test_points_for_leaves_arrays_and_ids_as_they_are(metric):
+    assert points_for(metric, POINTS) is POINTS
+    assert points_for(metric, "a" * 64) == "a" * 64
