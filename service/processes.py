@@ -59,7 +59,11 @@ class Child:
     _pause_s: float = field(default=_FIRST_PAUSE_S, init=False)
 
     def start(self) -> None:
-        """Start the program in a session of its own, so that Ctrl-C reaches only us and we stop children in order."""
+        """Start the program in a process group of its own, so that Ctrl-C reaches only us and we stop children in order.
+
+        It stays in our session: Linux may share processors among sessions first, and builds that yield would not do so to a
+        fit in this one.
+        """
         self._process = subprocess.Popen(
             self.command,
             env=KEEP_MEMORY | dict(os.environ if self.environment is None else self.environment),
@@ -67,7 +71,7 @@ class Child:
             stdin=subprocess.DEVNULL,
             stdout=self.output,
             stderr=self.output,
-            start_new_session=True,
+            process_group=0,
         )
         self._started = time.monotonic()
 

@@ -5,9 +5,11 @@ being built when a newer one is requested is finished and published: if it were 
 faster than they can be built would never get any, and would wait longer for its first newer one even if it stopped asking
 (docs/CORE_IMPLEMENTATIONS.md has the measurement). However short builds are, versions that overtake them begin at a pace: a
 burst of requests costs two builds, and a loop faster than its builds keeps the processor for its objective. One that
-somebody insists on begins at once. A build is cancelled where it cannot win: when the newer version's graph was in the cache
-and is published already. A job whose worker dies is redelivered and takes its build over; a worker that comes back from a
-stall finds its attempt and its version overtaken, because both are published by compare-and-set.
+somebody insists on begins at once. Builds yield the processor: a fit goes on meanwhile, and a build that took its core would
+cost it more than late neighbors do. One that is waited for, the first or one insisted on, has the usual priority. A build is
+cancelled where it cannot win: when the newer version's graph was in the cache and is published already. A job whose worker
+dies is redelivered and takes its build over; a worker that comes back from a stall finds its attempt and its version
+overtaken, because both are published by compare-and-set.
 """
 
 from __future__ import annotations
@@ -131,6 +133,8 @@ class Follower:
     async def _build(self, record: TrackRecord, pending: Pending, expired: asyncio.Event) -> End:
         spec = GraphSpec.from_json(record.template | {"metric": pending.metric})
         attempts = self.runner.settings.max_attempts
+        waited_for = record.forced or record.version == 0
+        runner = self.runner if waited_for else self.runner.yielding()
 
         async def claim_graph() -> Claim:
             return await self.store.claim_graph(
@@ -146,7 +150,7 @@ class Follower:
             claim = await self._patiently(claim_graph)
             if claim.standing == "started":
                 notice = _Teller(self.tracks, record.id, pending)
-                await self.runner.run_attempt(pending.graph, claim.attempt, notice)
+                await runner.run_attempt(pending.graph, claim.attempt, notice)
             elif claim.standing == "unwanted":
                 return "left"
             elif claim.standing == "elsewhere":

@@ -8,7 +8,9 @@ redelivered by the queue. An outage of the store ends none of them: the job wait
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
+import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -44,6 +46,7 @@ T = TypeVar("T")
 Notice: TypeAlias = Callable[[Mapping[str, Any]], Awaitable[None]]
 
 _LOOK_S = 0.1  # how often a running job reports, and learns that it should stop
+_YIELDING = 10  # steps of niceness: beside a busy thread of the usual priority, a tenth of a core
 
 _log = structlog.stdlib.get_logger("pcct.worker")
 
@@ -71,8 +74,9 @@ class Runner:
     """Runs jobs of one worker process, one at a time.
 
     stopping: set when the worker should stop; a running job is then handed back. threads: of one build, None for all.
+    yields: whether its builds have a lower priority than the rest of the process.
     queue: where a job is handed back to; None where whoever runs the attempt sees to that.
-    building: ids of the graphs being built, one at most; shared by what `within` returns.
+    building: ids of the graphs being built, one at most; shared by what `within` and `yielding` return.
     """
 
     store: Store
@@ -81,6 +85,7 @@ class Runner:
     build: Build
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     threads: int | None = None
+    yields: bool = False
     building: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -90,6 +95,12 @@ class Runner:
         """Return this runner at work in a namespace of the store."""
         runner = copy(self)
         runner.store = self.store.within(namespace)
+        return runner
+
+    def yielding(self) -> Runner:
+        """Return this runner for builds that nobody waits for: their threads leave the cores to whoever wants them."""
+        runner = copy(self)
+        runner.yields = True
         return runner
 
     async def run_job(self, namespace: str, graph_id: str, request: str) -> None:
@@ -158,7 +169,7 @@ class Runner:
         spec = await self._with_arrays(wish_from_json(record.spec))
         call = await self._call(record.dataset, spec)
         started_ns = time.time_ns()
-        build = _BuildThread(call)
+        build = _BuildThread(call, self.yields)
         if not await self._watch(build, record.id, attempt, notice):
             log.info("job stopped: not wanted any more")
             return _End("stopped")
@@ -283,16 +294,17 @@ class _End(NamedTuple):
 class _BuildThread:
     """A build in a thread of its own, which a stopping process may leave behind.
 
-    build: called with progress and cancel. finished: future of the graph or answer, or of what the build raised.
-    cancel: set it to stop the build.
+    build: called with progress and cancel. yields: whether its threads have a lower priority than all others.
+    finished: future of the graph or answer, or of what the build raised. cancel: set it to stop the build.
     """
 
-    def __init__(self, build: Callable[..., Graph | QueryAnswer]) -> None:
+    def __init__(self, build: Callable[..., Graph | QueryAnswer], yields: bool = False) -> None:
         self._loop = asyncio.get_running_loop()
         self.finished: asyncio.Future[Graph | QueryAnswer] = self._loop.create_future()
         # A build that nobody waits for any more may fail in silence.
         self.finished.add_done_callback(lambda finished: finished.cancelled() or finished.exception())
         self.cancel = threading.Event()
+        self._yields = yields
         self._latest: tuple[str, int, int] | None = None
         self._phase: tuple[str, float] = ("", 0.0)
         self._call: Callable[[], Graph | QueryAnswer] = partial(build, progress=self._note, cancel=self.cancel)
@@ -314,6 +326,8 @@ class _BuildThread:
         self._latest = (str(phase), int(done), int(total))
 
     def _run(self) -> None:
+        if self._yields:
+            yield_processor()
         try:
             graph = self._call()
         except Exception as error:
@@ -328,6 +342,18 @@ class _BuildThread:
         # The loop is closed when a stopping worker has left this build behind.
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(action)
+
+
+def yield_processor() -> None:
+    """Lower the priority of the calling thread, and so of each thread that it starts, below the rest of the process.
+
+    Only a privileged process may raise it again: a thread that calls this should end with the work that yields. Does nothing
+    where priorities are not those of threads, on anything but Linux.
+    """
+    if sys.platform == "linux":
+        thread = threading.get_native_id()
+        niceness = os.getpriority(os.PRIO_PROCESS, thread) + _YIELDING
+        os.setpriority(os.PRIO_PROCESS, thread, niceness)  # the kernel keeps it within its range
 
 
 def describe_error(error: BaseException) -> dict[str, Any]:

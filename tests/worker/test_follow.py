@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
@@ -12,6 +14,7 @@ from redis.asyncio import Redis
 
 from pcct_core.errors import Cancelled, NotPositiveDefinite
 from pcct_core.graph import Graph, build_graph
+from pcct_core.parallel import Crew
 from pcct_core.spec import Euclidean, GraphSpec
 from worker.follow import Follower
 from worker.keys import Keys
@@ -367,6 +370,36 @@ async def test_job_waits_for_a_build_of_the_same_graph_elsewhere(
     await building
     assert (await until_settled(workers, track.id)).version == 1
     assert held.scales == [1.0]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have priorities of their own on Linux alone")
+async def test_refresh_that_nobody_waits_for_yields_with_all_its_threads(
+    workers: Workers, dataset: Dataset, track: TrackRecord
+) -> None:
+    usual, priorities = os.getpriority(os.PRIO_PROCESS, 0), []
+
+    def build(
+        X: Any, spec: GraphSpec, *, progress: Any = None, cancel: Any = None, threads: int | None = None
+    ) -> Graph:
+        meeting, found = threading.Barrier(2, timeout=60), {}
+
+        def meet(start: int, stop: int) -> None:
+            meeting.wait()
+            found[threading.get_native_id()] = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+        with Crew(2) as crew:
+            crew.run("", 2, meet)
+        assert len(found) == 2
+        priorities.append(set(found.values()))
+        return build_graph(X, spec, progress=progress, cancel=cancel, threads=threads)
+
+    workers.start(build)
+    await until_settled(workers, track.id)
+    await workers.tracks.refresh(track.id, {"lengthscale": 2.0})
+    await until_settled(workers, track.id)
+    await workers.tracks.refresh(track.id, {"lengthscale": 2.01}, force=True)
+    await until_settled(workers, track.id)
+    assert priorities == [{usual}, {min(19, usual + 10)}, {usual}]
 
 
 async def test_track_that_is_refreshed_all_the_time_lets_another_through(
