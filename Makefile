@@ -6,16 +6,21 @@ BIN := $(VENV)/bin
 .PHONY: demo test test-avx2 check audit fuzz setup bench docs integration compose-test soak clean
 .DEFAULT_GOAL := demo
 
-$(VENV)/.installed: pyproject.toml
+# By uv where there is one or pip can fetch it, else by pip. What the demo needs comes first: it is there in seconds.
+$(VENV)/.installed-demo: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("pcct needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Call: make PYTHON=/path/to/python3.11") if sys.version_info < (3, 11) else 0'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@$(PYTHON) .ci/install.py $(VENV) demo
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.installed-demo
+	@$(PYTHON) .ci/install.py $(VENV) dev
 	@touch $@
 
 setup: $(VENV)/.installed
 
-demo: setup
-	$(BIN)/python docs/demo/demo.py
+demo: $(VENV)/.installed-demo
+	@echo "starting the demo"
+	@$(BIN)/python docs/demo/demo.py
 
 test: setup
 	$(BIN)/python -m pytest
@@ -42,7 +47,7 @@ bench: $(VENV)/.installed-bench
 	$(BIN)/python tests/bench/run.py $(ARGS)
 
 $(VENV)/.installed-bench: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
+	@$(PYTHON) .ci/install.py $(VENV) bench
 	@touch $@
 
 # The site in build/site; a warning is an error. NO_MKDOCS_2_WARNING leaves out what Material says of other projects.
@@ -58,7 +63,7 @@ audit: $(VENV)/.installed-audit
 	$(BIN)/pip-licenses --order=license --format=plain
 
 $(VENV)/.installed-audit: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[audit]'
+	@$(PYTHON) .ci/install.py $(VENV) audit
 	@touch $@
 
 # Ten thousand requests to `pcct up`, then the array decoders for as long; SECONDS=30 in CI.
