@@ -7,6 +7,7 @@ import json
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,16 +16,14 @@ from typing import NoReturn
 from urllib.parse import urlsplit, urlunsplit
 
 from pcct_core.errors import PcctError
-from service.access import needs_key
 from service.embedded import EmbeddedStore
 from service.processes import Child, Lifeline, own_command
-from service.settings import ServiceSettings
 from worker.settings import WorkerSettings
 
 _LOOK_S = 0.05
 _PROBE_S = 0.1
 _PROBE_TIMEOUT_S = 5.0
-_EXPLAIN_S = 5.0  # a start that takes longer says what it waits for
+_SAY_EVERY_S = 2.0  # while it starts or stops
 _MOST_FAILURES = 5  # before the first readiness; afterwards children are started again for ever
 _STOP_S = 15.0
 
@@ -48,19 +47,21 @@ def run_up(settings: WorkerSettings, host: str, port: int, workers: int) -> None
         signal.signal(number, _request_stop)
     try:
         with open_listener(host, port) as listener:
-            needs_key(
-                ServiceSettings().auth, listener
-            )  # raises where that must be said; here, before anything is started
-            tree = _start(settings, listener, lifeline, workers)
-            _say(f"pcct keeps its data in {tree.home}")
-            _stay(tree, host, listener.getsockname()[1])
+            with _Teller("pcct is starting", _say) as teller:
+                _check_exposure(listener)
+                tree = _start(settings, listener, lifeline, workers)
+                _say(f"pcct keeps its data in {tree.home}")
+                _wait_ready(tree, _Probe(_reachable(host), listener.getsockname()[1]), teller)
+            _say(f"pcct ready at http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}")
+            _stay(tree)
     except _StopRequested:
         pass
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
         if tree is not None:
-            tree.stop()
+            with _Teller("stopping: builds are handed back and the store writes its data", _warn):
+                tree.stop()
         # Ends whatever was started before a signal cut the start short.
         lifeline.close()
 
@@ -140,35 +141,71 @@ def _start(settings: WorkerSettings, listener: socket.socket, lifeline: Lifeline
     return tree
 
 
-def _stay(tree: _Tree, host: str, port: int) -> NoReturn:
-    """Look after the tree for ever, and say once when it is ready."""
-    probe: Callable[[], bool] | None = _Probe(_reachable(host), port)
+def _check_exposure(listener: socket.socket) -> None:
+    """Raise UnsafeExposure where callers need keys and nobody has said so: before anything is started."""
+    # Most of what the API consists of comes with these, and takes seconds to load on a busy machine.
+    from service.access import needs_key
+    from service.settings import ServiceSettings
+
+    needs_key(ServiceSettings().auth, listener)
+
+
+def _wait_ready(tree: _Tree, probe: _Probe, teller: _Teller) -> None:
+    """Look after the tree until it is ready; raises UpError when a part of it fails again and again."""
+    while not probe.ready:
+        tree.look_after()
+        if any(child.failures >= _MOST_FAILURES for child in tree.children):
+            raise UpError("the service does not start; the lines above say why")
+        teller.news = probe.detail
+        time.sleep(_LOOK_S)
+
+
+def _stay(tree: _Tree) -> NoReturn:
+    """Look after the tree for ever."""
     while True:
         tree.look_after()
-        if probe is not None:
-            if any(child.failures >= _MOST_FAILURES for child in tree.children):
-                raise UpError("the service does not start; the lines above say why")
-            if probe():
-                _say(f"pcct ready at http://{f'[{host}]' if ':' in host else host}:{port}")
-                probe = None
-        time.sleep(_LOOK_S if probe is None else _PROBE_S)
+        time.sleep(_LOOK_S)
+
+
+class _Teller:
+    """Says every two seconds what is waited for, while its block lasts. news: added to it."""
+
+    def __init__(self, what: str, say: Callable[[str], None]) -> None:
+        self.news = ""
+        self._what, self._say = what, say
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._tell, name="pcct teller", daemon=True)
+
+    def __enter__(self) -> _Teller:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _tell(self) -> None:
+        begun = time.monotonic()
+        while not self._over.wait(_SAY_EVERY_S):
+            self._say(f"{self._what}, {time.monotonic() - begun:.0f} s" + (f": {self.news}" if self.news else ""))
 
 
 class _Probe:
-    """Asks /readyz, and explains a start that takes long."""
+    """Asks /readyz until the service is ready, in a thread: an API that is starting lets a request wait.
+
+    ready: whether it is. detail: why not, in the words of the last answer.
+    """
 
     def __init__(self, host: str, port: int) -> None:
+        self.ready, self.detail = False, ""
         self._host, self._port = host, port
-        self._explain_at = time.monotonic() + _EXPLAIN_S
-        self._told = ""
+        threading.Thread(target=self._keep_asking, name="pcct probe", daemon=True).start()
 
-    def __call__(self) -> bool:
-        """Return True once the service is ready."""
-        status, detail = self._ask()
-        if status != 200 and detail not in ("", self._told) and time.monotonic() > self._explain_at:
-            self._told = detail
-            _warn(f"not ready yet: {detail}")
-        return status == 200
+    def _keep_asking(self) -> None:
+        while not self.ready:
+            status, self.detail = self._ask()
+            self.ready = status == 200
+            time.sleep(_PROBE_S)
 
     def _ask(self) -> tuple[int, str]:
         connection = http.client.HTTPConnection(self._host, self._port, timeout=_PROBE_TIMEOUT_S)

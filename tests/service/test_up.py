@@ -1,8 +1,10 @@
 import asyncio
+import queue
 import socket
 
 import pytest
 
+from service import up
 from service.up import open_listener
 
 pytestmark = pytest.mark.anyio
@@ -24,3 +26,15 @@ async def test_open_listener_makes_connections_that_send_at_once(handed_down):
     server.close()
     await server.wait_closed()
     assert option != 0
+
+
+def test_teller_says_again_and_again_what_is_waited_for(monkeypatch):
+    monkeypatch.setattr(up, "_SAY_EVERY_S", 0.01)
+    said = queue.Queue()
+    with up._Teller("pcct is starting", said.put) as teller:
+        assert said.get(timeout=60) == "pcct is starting, 0 s"
+        teller.news = "no worker is ready"
+        while (line := said.get(timeout=60)) == "pcct is starting, 0 s":
+            pass
+    assert line.startswith("pcct is starting, ")
+    assert line.endswith(" s: no worker is ready")
