@@ -15,7 +15,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,6 @@ import numpy as np
 from brute_force import WrongGraph, check_vecchia
 from rich.console import Console
 from rich.table import Table
-from three_ways import POLICY, START, altitude_model, fit_table, fit_three_ways
-from three_ways import K as FIT_K
 
 from pcct_client import Client, ClientError, Graph
 
@@ -34,7 +34,7 @@ ROWS_CHECKED = 200
 START_TIMEOUT_S = 300  # the first start on a machine compiles the kernels
 STOP_TIMEOUT_S = 30
 BUILD_TIMEOUT_S = 900
-SAY_EVERY_S = 5.0
+SAY_EVERY_S = 2.0  # where there is no terminal, on which a line moves
 
 console = Console(highlight=False)
 
@@ -66,6 +66,10 @@ def run(out: Path, log: Path, count: int) -> None:
     """Do all of it, with the first `count` places, and leave graph.npz, map.png and timeline.png in out."""
     places = np.load(HERE / "places.npy")[:count]
     altitude = np.load(HERE / "altitude.npy")[:count]
+    # Numba, SciPy and Matplotlib take seconds to load: those in which the service starts.
+    loading = ThreadPoolExecutor(1).submit(
+        lambda: [import_module(name) for name in ("three_ways", "neighbor_map", "timeline")]
+    )
     with tempfile.TemporaryDirectory(prefix="pcct-demo-") as data_dir, service(Path(data_dir), log) as url:
         console.print(f"service ready at {url}")
         with Client(url) as client:
@@ -82,16 +86,19 @@ def run(out: Path, log: Path, count: int) -> None:
             rows = np.sort(np.random.default_rng(0).choice(len(places), min(ROWS_CHECKED, len(places)), replace=False))
             check_vecchia(places, graph.order, graph.neighbors, graph.distances, rows)
             console.print(summary(graph, len(rows)))
-            model = altitude_model(places, altitude, graph.order)
-            ways = fit_three_ways(client, model, np.array(START), FIT_K, POLICY, telling)
-            console.print(fit_table(ways, model, FIT_K))
-    graph.save(out / "graph.npz")
-    from neighbor_map import draw_map
-    from timeline import draw_timeline
-
-    draw_map(out / "map.png", places, altitude, graph.order, graph.neighbors, graph.distances)
-    title = f"Fitting a Vecchia Gaussian process to the altitude of {len(model.points):,} places, three ways to its neighbors"
-    draw_timeline(out / "timeline.png", title, ways.fits, ways.builds)
+            with telling("loading the model"):
+                three_ways, neighbor_map, timeline = loading.result()
+            model = three_ways.altitude_model(places, altitude, graph.order)
+            start, k = np.array(three_ways.START), three_ways.K
+            ways = three_ways.fit_three_ways(client, model, start, k, three_ways.POLICY, telling)
+            console.print(three_ways.fit_table(ways, model, k))
+            console.print(three_ways.what_it_shows(ways), soft_wrap=True)
+    with telling("drawing"):
+        graph.save(out / "graph.npz")
+        neighbor_map.draw_map(out / "map.png", places, altitude, graph.order, graph.neighbors, graph.distances)
+        count = f"{len(model.points):,}"
+        title = f"Fitting a Vecchia Gaussian process to the altitude of {count} places, three ways to its neighbors"
+        timeline.draw_timeline(out / "timeline.png", title, ways.fits, ways.builds)
     console.print(f"wrote graph.npz, map.png and timeline.png to {out}; everything is stopped again", soft_wrap=True)
 
 
@@ -126,16 +133,18 @@ def service(data_dir: Path, log: Path) -> Iterator[str]:
     # The demo has a store of its own, whatever this machine is set up to use.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PCCT_")}
     with log.open("w") as errors:
-        # In a session of its own, so that Ctrl-C reaches it through this script, once.
+        # In a process group of its own, so that Ctrl-C reaches it through this script, once; in this session, because Linux
+        # may share processors among sessions first, and refreshes would yield to nobody in another one.
         process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True, env=environment
+            command, stdout=subprocess.PIPE, stderr=errors, text=True, process_group=0, env=environment
         )
     try:
         with telling("starting the service (the first start on a machine compiles the kernels)") as tell:
             url = wait_until_ready(process, tell)
         yield url
     finally:
-        stop(process)
+        with telling("stopping the service"):
+            stop(process)
 
 
 def wait_until_ready(process: "subprocess.Popen[str]", tell: Callable[[str], None]) -> str:
@@ -147,12 +156,12 @@ def wait_until_ready(process: "subprocess.Popen[str]", tell: Callable[[str], Non
         try:
             line = lines.get(timeout=1.0)
         except queue.Empty:
-            tell(f"{time.monotonic() - begun:.0f} s")
             continue
         if line is None:
             raise DemoFailed(f"the service ended with status {process.wait()} before it was ready")
         if ready := re.search(r"pcct ready at (http://\S+)", line):
             return ready[1]
+        tell(line.strip())
     raise DemoFailed(f"the service was not ready within {START_TIMEOUT_S} s")
 
 
@@ -205,21 +214,25 @@ def is_alive(pid: int) -> bool:
 
 @contextmanager
 def telling(what: str) -> Iterator[Callable[[str], None]]:
-    """Show that work goes on: a line that changes on a terminal, a line now and then elsewhere."""
+    """Show that work goes on: a line that moves on a terminal, elsewhere the latest news every two seconds."""
     if console.is_terminal:
         with console.status(what) as status:
             yield lambda news: status.update(f"{what}: {news}")
         return
     console.print(what, soft_wrap=True)
-    said = time.monotonic()
+    begun, latest, over = time.monotonic(), [""], threading.Event()
 
-    def tell(news: str) -> None:
-        nonlocal said
-        if time.monotonic() - said >= SAY_EVERY_S:
-            said = time.monotonic()
-            console.print(f"  {news}", soft_wrap=True)
+    def tell() -> None:
+        while not over.wait(SAY_EVERY_S):
+            console.print(f"  {time.monotonic() - begun:.0f} s  {latest[-1]}".rstrip(), soft_wrap=True, markup=False)
 
-    yield tell
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
+    try:
+        yield latest.append
+    finally:
+        over.set()
+        teller.join()
 
 
 def _pump(process: "subprocess.Popen[str]", lines: "queue.Queue[str | None]") -> None:

@@ -127,3 +127,14 @@ def fit_table(ways: Ways, model: Model, k: int) -> Table:
             f"{found.log_likelihood:,.1f}",
         )
     return table
+
+
+def what_it_shows(ways: Ways) -> str:
+    """Return the line under the table: what neighbors that follow a fit are worth, and what they cost either way."""
+    fixed, inline, track = (ways.fits[name] for name in ("fixed", "inline", "track"))
+    gain = track.log_likelihood - fixed.log_likelihood
+    waited = [f"{found.spent_s('waiting'):.1f} s" for found in (inline, track)]
+    return (
+        f"What it shows: neighbors that follow the fit change its log-likelihood by {gain:+,.1f}; waiting for them took "
+        f"{waited[0]} inline and {waited[1]} with a track, whose builds leave the processor to the fit."
+    )
