@@ -18,6 +18,7 @@ frames    columns of data frames, by their names
 inputs    points from whatever a call is given; two of them matched by their names
 arrays    points as canonical `.npy` bytes, their id, and answers back into arrays
 extras    libraries that are used when they are there
+files     files that appear whole
 convert   a graph in other libraries' terms
 plot      a row of a graph as a picture
 graph     the answer

@@ -14,6 +14,7 @@ from pcct_client import convert
 from pcct_client.arrays import npy_body
 from pcct_client.convert import FrameLibrary, GraphArrays, Pairs, SparseMode
 from pcct_client.errors import NotForThisGraph
+from pcct_client.files import write_arrays
 
 
 class Children(NamedTuple):
@@ -185,10 +186,12 @@ class Graph:
         )
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write neighbors, distances, and order or offsets, if any, as an uncompressed .npz file that `np.load` reads."""
+        """Write neighbors, distances, and order or offsets, if any, as an uncompressed .npz file that `np.load` reads.
+
+        A file that is there is replaced whole, or stays as it is when writing fails. Raises OSError.
+        """
         arrays = {name: array for name, array in self._arrays()._asdict().items() if array is not None}
-        with open(path, "wb") as file:  # noqa: PTH123  (np.savez would append .npz to a bare path)
-            np.savez(file, **arrays)
+        write_arrays(path, arrays)
 
     def __repr__(self) -> str:
         """Return what it is, in one line and without the numbers."""

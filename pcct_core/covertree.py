@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pcct_core.build import Tree, allocate_tree, build_tree, gather_lowest, number_nodes
 from pcct_core.certificate import Certificate
 from pcct_core.errors import FileFormatError, InvalidPoints, InvalidSpec
+from pcct_core.files import write_arrays
 from pcct_core.gate import Found, scan_gated
 from pcct_core.nearest import RadiusNeighbors, find_within, search_points
 from pcct_core.parallel import CancelToken, Crew, Progress
@@ -185,8 +186,7 @@ class CoverTree:
             "sha256": _digest(tree),
         }
         text = np.frombuffer(json.dumps(header, sort_keys=True).encode(), np.uint8)
-        with open(path, "wb") as file:  # noqa: PTH123  (np.savez would append .npz to a bare path)
-            np.savez(file, header=text, **{name: getattr(tree, name) for name in _ARRAYS})
+        write_arrays(path, header=text, **{name: getattr(tree, name) for name in _ARRAYS})
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> CoverTree:

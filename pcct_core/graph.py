@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from pcct_core.certificate import Certificate
 from pcct_core.errors import InvalidInput, InvalidSpec
+from pcct_core.files import write_arrays
 from pcct_core.lookup import GateLookup
 from pcct_core.nearest import find_neighbors, find_predecessors, find_radius
 from pcct_core.order import order_points
@@ -81,9 +82,11 @@ class Graph:
         return out
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write the arrays as an uncompressed .npz file that `np.load` reads."""
-        with open(path, "wb") as file:  # noqa: PTH123  (np.savez would append .npz to a bare path)
-            np.savez(file, **self.arrays())  # type: ignore[arg-type]
+        """Write the arrays as an uncompressed .npz file that `np.load` reads.
+
+        A file that is there is replaced whole, or stays as it is when writing fails. Raises OSError.
+        """
+        write_arrays(path, **self.arrays())
 
 
 def build_graph(

@@ -19,6 +19,7 @@ embedded   supervisor of the embedded Valkey
 lifeline   ends children with their parent, however that dies
 processes  child processes, watched and started again
 up         store, API and workers as one process tree
+sources    points that a command line names
 local      a graph from file to file, without a server
 doctor     what this machine means for us, and what to do about it
 selftest   small graphs against brute force, for the doctor

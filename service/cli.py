@@ -87,7 +87,9 @@ def work(lifeline_fd: _LifelineFd = None) -> None:
 
 @app.command()
 def graph(
-    points: Annotated[Path, typer.Argument(help="Points as .npy: (n, d) numbers.", metavar="POINTS.npy")],
+    points: Annotated[
+        Path, typer.Argument(help="Points as .npy: (n, d) numbers; - for standard input.", metavar="POINTS.npy")
+    ],
     k: Annotated[int | None, typer.Option("-k", help="Neighbors per point.", show_default="30")] = None,
     kind: Annotated[str, typer.Option(help="knn, vecchia or radius.")] = "knn",
     radius: Annotated[
@@ -114,14 +116,19 @@ def graph(
     gate: Annotated[
         str | None, typer.Option(help="residual: auto, lookup, or off to scan all pairs.", show_default="auto")
     ] = None,
-    output: Annotated[Path, typer.Option("-o", "--output", help="File to write, .npz.")] = Path("graph.npz"),
+    output: Annotated[Path, typer.Option("-o", "--output", help="File to write, .npz; - for standard output.")] = Path(
+        "graph.npz"
+    ),
+    force: Annotated[bool, typer.Option("--force", help="Replace also a file that is not a graph.")] = False,
 ) -> None:
     """Build a graph from a file, without a server."""
     from service.local import build_file
+    from service.sources import STANDARD
 
     description = _read_metric(metric, lengthscale, kernel=kernel, variance=variance, inducing=inducing)
     spec = _read_spec(description, accuracy, gate, kind=kind, k=k, radius=radius, order=order, seed=seed)
-    print(build_file(points, spec, output))
+    line = build_file(points, spec, output, force=force)
+    print(line, file=sys.stderr if output == STANDARD else sys.stdout)
 
 
 @app.command()

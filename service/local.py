@@ -1,43 +1,41 @@
-"""`pcct graph`: a graph without a server, from a .npy file to an .npz file."""
+"""`pcct graph`: a graph without a server, from a .npy file (or standard input) to an .npz file (or standard output)."""
 
 from __future__ import annotations
 
 import json
+import os
+import stat
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TextIO
 
 import numpy as np
 
-from pcct_core.errors import InvalidInput, InvalidPoints
+from pcct_core.files import write_arrays
 from pcct_core.points import as_points, check_request
 from pcct_core.spec import GraphSpec
+from service.sources import RECORD, STANDARD, InvalidFile, describe_graph, read_points
 
 if TYPE_CHECKING:
     from pcct_core.graph import Graph
     from pcct_core.parallel import Progress
 
-RECORD = "record"  # the member of the written file that says how the graph was made, as JSON text
 _LINE_EVERY_S = 2.0
-_MAGIC = b"\x93NUMPY"
 
 
-class InvalidFile(InvalidInput):
-    """A file named on the command line cannot be used."""
-
-
-def build_file(source: Path, spec: GraphSpec, target: Path) -> str:
+def build_file(source: Path, spec: GraphSpec, target: Path, *, force: bool = False) -> str:
     """Build the graph of the points in `source` (.npy), write it to `target` (.npz); return one line about it.
 
-    The target is replaced as a whole, or not at all. Raises InvalidInput for files, points or a spec that cannot be
-    used, before anything is built.
+    "-" stands for standard input and output. The target is replaced as a whole, or not at all. force: also where it is not a
+    graph. Raises InvalidInput for files, points or a spec that cannot be used, before anything is built.
     """
-    points = as_points(read_points(source))
+    array = read_points(source)
+    old = check_target(source, target, force=force)
+    points = as_points(array)
     check_request(points, spec)
-    _check_target(target)
     from pcct_core.graph import build_graph
 
     started = time.perf_counter()
@@ -45,47 +43,70 @@ def build_file(source: Path, spec: GraphSpec, target: Path) -> str:
         graph = build_graph(points, spec, progress=progress)
     seconds = time.perf_counter() - started
     _write(graph, target)
-    return _summary(graph, target, points.shape, seconds)
+    return _summary(graph, target, points.shape, seconds) + (f"; in place of {old}" if old else "")
 
 
-def read_points(path: Path) -> np.ndarray[Any, Any]:
-    """Return the array of a .npy file, mapped and not read; raises InvalidFile or InvalidPoints."""
-    try:
-        with path.open("rb") as file:
-            magic = file.read(len(_MAGIC))
-    except OSError as error:
-        raise InvalidFile(f"{path} cannot be read: {error.strerror}") from error
-    if magic != _MAGIC:
-        raise InvalidFile(f"{path} is not a .npy file; save the points with np.save({str(path)!r}, X)")
-    try:
-        # Mapping fails at once when the header claims more than the file holds; reading would first take the memory.
-        array: np.ndarray[Any, Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        if "object" in str(error):
-            raise InvalidPoints(
-                f"{path} holds Python objects, which are never unpickled; save X.astype('float64') instead"
-            ) from error
-        raise InvalidFile(f"{path} is cut short or damaged ({error}); save the points again with np.save") from error
-    return array
+def check_target(source: Path, target: Path, *, force: bool) -> str | None:
+    """Return what the graph will replace, None for nothing; raises InvalidFile where that must not be written.
 
-
-def _check_target(target: Path) -> None:
-    if target.is_dir():
+    That is the source by whatever name or link, a directory, a terminal, and, without force, any file that is not a graph.
+    """
+    name = "standard output" if target == STANDARD else str(target)
+    into = _status(target, sys.stdout)
+    if into is None:
+        folder = Path(os.path.realpath(target)).parent
+        if target != STANDARD and not folder.is_dir():
+            raise InvalidFile(f"{folder} is not a directory; make it first, or choose another -o")
+        return None
+    if stat.S_ISDIR(into.st_mode):
         raise InvalidFile(f"{target} is a directory; name a file, such as {target / 'graph.npz'}")
-    if not target.parent.is_dir():
-        raise InvalidFile(f"{target.parent} is not a directory; make it first, or choose another -o")
+    read = _status(source, sys.stdin)
+    if stat.S_ISREG(into.st_mode) and read is not None and os.path.samestat(read, into):
+        raise InvalidFile(f"{name} is the file of the points, which would be lost; choose another -o")
+    if sys.stdout.isatty() and _is_standard_output(into):
+        raise InvalidFile("standard output is a terminal, which would show bytes; send it on, or name a file with -o")
+    if target == STANDARD or stat.S_ISCHR(into.st_mode) or stat.S_ISFIFO(into.st_mode):
+        return None
+    return _replaced(target, into, force=force)
+
+
+def _replaced(target: Path, into: os.stat_result, *, force: bool) -> str | None:
+    """Return what a file at the target is, None for an empty one; raises InvalidFile for one that is not to be replaced."""
+    if not stat.S_ISREG(into.st_mode):
+        raise InvalidFile(f"{target} is not a file; choose another -o")
+    if into.st_size == 0:
+        return None
+    old = describe_graph(target)
+    if old is None and not force:
+        raise InvalidFile(f"{target} is there and is not a graph; choose another -o, or replace it with --force")
+    return old or f"a file of {into.st_size:,} bytes"
+
+
+def _status(path: Path, standard: TextIO | None) -> os.stat_result | None:
+    """Return the status of a file, or of the stream that "-" stands for; None where there is none, or none that tells."""
+    try:
+        if path != STANDARD:
+            return path.stat()
+        return None if standard is None else os.fstat(standard.fileno())
+    except (OSError, ValueError):
+        return None
+
+
+def _is_standard_output(into: os.stat_result) -> bool:
+    ours = _status(STANDARD, sys.stdout)
+    return ours is not None and os.path.samestat(ours, into)
 
 
 def _write(graph: Graph, target: Path) -> None:
-    partial = target.with_name(f".{target.name}.part")
+    arrays = {**graph.arrays(), RECORD: np.array(_record_of(graph))}
+    if target == STANDARD:
+        np.savez(sys.stdout.buffer, **arrays)  # type: ignore[arg-type]
+        sys.stdout.buffer.flush()
+        return
     try:
-        with partial.open("wb") as file:
-            np.savez(file, **graph.arrays(), **{RECORD: np.array(_record_of(graph))})  # type: ignore[arg-type]
-        partial.replace(target)
+        write_arrays(target, **arrays)
     except OSError as error:
         raise InvalidFile(f"{target} cannot be written: {error.strerror}") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _record_of(graph: Graph) -> str:
@@ -106,9 +127,10 @@ def _summary(graph: Graph, target: Path, shape: tuple[int, ...], seconds: float)
     if graph.offsets is not None:
         each = len(graph.neighbors) / shape[0]
         wanted = f"{len(graph.neighbors):,} neighbors within {spec.radius:g}, {each:.1f} per point"
+    place = "standard output" if target == STANDARD else target
     exact = "exact" if certificate.exact else "not exact"
     return (
-        f"{target}: {spec.kind} graph{order} of {shape[0]} points in {shape[1]} dimensions, {wanted}, {metric}; "
+        f"{place}: {spec.kind} graph{order} of {shape[0]} points in {shape[1]} dimensions, {wanted}, {metric}; "
         f"{exact} in {certificate.dtype} ({certificate.method}); {seconds:.2f} s"
     )
 

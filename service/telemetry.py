@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from service.local import RECORD, InvalidFile
+from service.sources import RECORD, InvalidFile
 
 if TYPE_CHECKING:
     from rich.table import Table

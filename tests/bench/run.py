@@ -29,6 +29,8 @@ from rich.console import Console
 from rich.table import Table
 from rivals import DISTRIBUTIONS, OURS, RIVALS, SelfTimed, calm_openmp
 
+from pcct_core.files import replacing
+
 if TYPE_CHECKING:
     from pcct_core.graph import Graph
 
@@ -245,6 +247,11 @@ def read_options(arguments: list[str] | None) -> argparse.Namespace:
     elif options.output is None:
         options.output = ROOT / "artifacts" / "benchmarks" / f"{options.suite}.jsonl"
         options.profiles = options.profiles or ROOT / "artifacts" / "profiles"
+    if options.output is not None:
+        try:
+            read_lines(options.output)
+        except ValueError as error:
+            parser.error(str(error))
     return options
 
 
@@ -517,11 +524,20 @@ def read_commit() -> str | None:
 def write_line(path: Path, line: dict[str, Any]) -> None:
     """Write the line to the file in place of the one that its case had there: the file holds each case's newest run."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [json.loads(text) for text in path.read_text().splitlines()] if path.is_file() else []
-    kept = [old for old in lines if old["case"]["name"] != line["case"]["name"]]
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text("".join(json.dumps(item) + "\n" for item in [*kept, line]))
-    temporary.replace(path)
+    kept = [old for old in read_lines(path) if old["case"]["name"] != line["case"]["name"]]
+    with replacing(path) as file:
+        file.write("".join(json.dumps(item) + "\n" for item in [*kept, line]).encode())
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a file of results, none where there is no file; raises ValueError for a file of something else."""
+    try:
+        lines = [json.loads(text) for text in path.read_text().splitlines()] if path.is_file() else []
+        if all(isinstance(line["case"]["name"], str) for line in lines):
+            return lines
+    except (ValueError, TypeError, KeyError):
+        pass
+    raise ValueError(f"{path} is there and holds no results of pcct bench; choose another -o")
 
 
 def write_profile(directory: Path, line: dict[str, Any], lookup: dict[str, Any]) -> None:

@@ -31,7 +31,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 from capacity import Load, resident_mb
-from run import SCHEMA, describe_machine, read_commit, read_versions, write_line
+from run import SCHEMA, describe_machine, read_commit, read_lines, read_versions, write_line
 
 ROOT = Path(__file__).resolve().parents[2]
 OUTPUT = ROOT / "artifacts" / "benchmarks" / "service.jsonl"
@@ -454,6 +454,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("-o", "--output", type=Path, help=f"file of lines; {OUTPUT.relative_to(ROOT)} unless --quick")
     options = parser.parse_args(arguments)
     output = options.output or (None if options.quick else OUTPUT)
+    if output is not None:
+        try:
+            read_lines(output)
+        except ValueError as error:
+            parser.error(str(error))
     sizes = Sizes.quick() if options.quick else Sizes()
     if options.seconds is not None:
         sizes.load.seconds = options.seconds

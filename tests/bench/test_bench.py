@@ -81,6 +81,15 @@ def test_bench_replaces_the_line_of_a_case_and_keeps_the_others(tmp_path: Path) 
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.parametrize("suite", ["core", "service"])
+def test_bench_refuses_to_replace_what_it_has_not_written(tmp_path: Path, suite: str) -> None:
+    (tmp_path / "notes").write_text("mine\n")
+    done = run_bench("--suite", suite, "--quick", "-o", str(tmp_path / "notes"))
+    assert done.returncode == 2
+    assert "notes is there and holds no results of pcct bench; choose another -o" in done.stderr
+    assert (tmp_path / "notes").read_text() == "mine\n"
+
+
 def test_memory_does_not_count_the_process_that_starts_it() -> None:
     large = np.ones(100_000_000)  # 800 MB
     done = subprocess.run(

@@ -67,6 +67,30 @@ def test_save_writes_what_np_load_reads(vecchia, radius, tmp_path):
         assert set(saved) == {"neighbors", "distances", "offsets"}
 
 
+def test_save_replaces_a_file_whole_or_not_at_all(vecchia, tmp_path, monkeypatch):
+    path, link = tmp_path / "graph.npz", tmp_path / "link"
+    path.write_bytes(b"old")
+    path.chmod(0o604)
+    link.symlink_to(path)
+
+    def full(file, **arrays):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(np, "savez", full)
+        with pytest.raises(OSError, match="No space left") as caught:
+            vecchia.save(link)
+    assert caught.value.filename == str(link)
+    assert path.read_bytes() == b"old"
+    vecchia.save(link)
+    assert link.is_symlink()
+    assert path.stat().st_mode & 0o777 == 0o604
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["graph.npz", "link"]
+    with np.load(path) as saved:
+        np.testing.assert_array_equal(saved["order"], vecchia.order)
+
+
 def test_repr_says_what_it_is_in_one_line(vecchia, radius, answer):
     assert repr(vecchia) == "Graph(vecchia, n=3, k=2, euclidean, exact)"
     assert repr(radius) == "Graph(radius, n=3, pairs=2, euclidean, exact)"

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import io
 import json
 import math
+import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -102,8 +105,8 @@ BAD_POINTS = {
     "one row": (np.zeros((1, 2)), "at least 2 points"),
     "one axis": (np.zeros(5), "expected (n, d)"),
     "three axes": (np.zeros((2, 2, 2)), "expected (n, d)"),
-    "text": (np.array([["a", "b"], ["c", "d"], ["e", "f"]]), "convert them"),
-    "complex": (np.zeros((3, 2), complex), "convert them"),
+    "text": (np.array([["a", "b"], ["c", "d"], ["e", "f"]]), "which is no number"),
+    "complex": (np.zeros((3, 2), complex), "take real and imaginary parts"),
     "objects": (np.array([[1, None], [2, "x"], [3, 4]], dtype=object), "never unpickled"),
     "too few for k": (np.zeros((2, 2)), "use k ≤ 1"),
 }
@@ -232,15 +235,218 @@ def test_graph_refuses_a_latitude_out_of_range(pcct: Callable[..., Outcome]) -> 
     check_one_line(pcct("graph", "points.npy", "-k", 1, "--metric", "haversine"), "row 1", "latitude 91")
 
 
-def test_graph_refuses_what_is_not_npy(pcct: Callable[..., Outcome], points: np.ndarray) -> None:
-    check_one_line(pcct("graph", "points.npy"), "points.npy cannot be read", "No such file")
-    check_one_line(pcct("graph", "."), "cannot be read")
-    Path("points.npy").write_text("1,2\n3,4\n")
-    check_one_line(pcct("graph", "points.npy"), "is not a .npy file", "np.save")
-    np.savez("points.npz", points=points)
-    check_one_line(pcct("graph", "points.npz"), "is not a .npy file")
-    Path("points.npy").write_bytes(b"")
-    check_one_line(pcct("graph", "points.npy"), "is not a .npy file")
+def test_graph_refuses_what_cannot_be_read_and_says_what_could(
+    pcct: Callable[..., Outcome], points: np.ndarray
+) -> None:
+    check_one_line(pcct("graph", "points.npy"), "points.npy cannot be read: No such file", "name a .npy file")
+    check_one_line(pcct("graph", "."), "cannot be read: it is a directory; name a .npy file")
+    check_one_line(pcct("graph", "nowhere/points.npy"), "nowhere is no directory")
+    Path("empty.npy").write_bytes(b"")
+    check_one_line(pcct("graph", "empty.npy"), "empty.npy is empty; save the points with np.save")
+    np.save("points.npy", points)
+    for name in ("points", "Points.npy", "point.npy"):
+        check_one_line(pcct("graph", name), "did you mean points.npy?")
+    check_one_line(pcct("graph", "."), "it is a directory; name a file, such as empty.npy")
+
+
+def write_kind(kind: str, X: np.ndarray) -> Path:
+    """Write the points as another kind of file, and return its path."""
+    rows = [",".join(map(repr, row)) for row in X.tolist()]
+    named = [f'"place {number}";' + row.replace(",", ";") for number, row in enumerate(rows)]
+    texts = {
+        "plain.csv": rows,
+        "headed.csv": ["lon,lat", *rows],
+        "marked.csv": ["\ufeffx,y", *rows],
+        "named.csv": ["# of a map", "name;x;y", *named],
+        "tabs.tsv": ["x\ty", *(row.replace(",", "\t") for row in rows)],
+        "spaces.txt": [row.replace(",", "  ") for row in rows],
+        "one column.dat": [row.partition(",")[0] for row in rows],
+        "points.npy": rows,
+    }
+    path = Path(kind)
+    if kind in texts:
+        path.write_text("\n".join(texts[kind]) + "\n", encoding="utf-8")
+    elif kind == "points.json":
+        path.write_text(json.dumps(X.tolist()))
+    elif kind == "points.npz":
+        np.savez(path, names=np.array(["a", "b"]), X=X, y=X[:, 0])
+    else:
+        pandas = pytest.importorskip("pandas")
+        frame = pandas.DataFrame({"name": ["a"] * len(X), "x": X[:, 0], "y": X[:, 1]})
+        (frame.to_parquet if kind == "points.parquet" else frame.to_feather)(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *(
+            "plain.csv",
+            "headed.csv",
+            "marked.csv",
+            "named.csv",
+            "tabs.tsv",
+            "spaces.txt",
+            "one column.dat",
+            "points.npy",
+        ),
+        *("points.json", "points.npz", "points.parquet", "points.feather"),
+    ],
+)
+def test_the_command_that_a_refused_file_is_answered_with_makes_the_points_of_it(
+    pcct: Callable[..., Outcome], points: np.ndarray, kind: str
+) -> None:
+    path = write_kind(kind, points)
+    before = path.read_bytes()
+    outcome = pcct("graph", path, "-k", 3)
+    check_one_line(outcome, f"{kind} is not a .npy file; it is ")
+    command, _, name = outcome.err.partition("convert it with: ")[2].strip().partition(" and name ")
+    subprocess.run(command.replace("python", sys.executable, 1), shell=True, check=True, timeout=60)
+    (target,) = shlex.split(name)
+    wanted = points[:, :1] if kind == "one column.dat" else points
+    assert np.array_equal(np.load(target), wanted)
+    assert path.read_bytes() == before
+    assert pcct("graph", target, "-k", 3).status == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"\x1f\x8b\x08\x00", "unpack it with gunzip"),
+        (b"\x80\x04\x95", "a pickle, which is never read"),
+        (b"\x89HDF\r\n\x1a\n", "with h5py"),
+        (b"PK\x03\x04damaged", "a damaged zip archive"),
+        (b"\xff\xd8\xff\xe0\0\0\0\0", "it begins with b'"),
+        (b"name,place\na,b\n", "no numbers"),
+        (b'{"x": 1}', "save the rows with np.save"),
+    ],
+)
+def test_graph_says_what_a_file_is_that_no_command_converts(
+    pcct: Callable[..., Outcome], content: bytes, words: str
+) -> None:
+    Path("points.npy").write_bytes(content)
+    check_one_line(pcct("graph", "points.npy"), "points.npy is not a .npy file", words)
+
+
+def test_graph_refuses_a_graph_as_points(pcct: Callable[..., Outcome], points: np.ndarray) -> None:
+    np.save("points.npy", points)
+    assert pcct("graph", "points.npy", "-k", 3).status == 0
+    check_one_line(pcct("graph", "graph.npz"), "it is a graph; name the points that it was built from")
+
+
+def send(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+
+
+def test_graph_reads_standard_input_and_writes_standard_output(points: np.ndarray) -> None:
+    file = io.BytesIO()
+    np.save(file, np.asfortranarray(points))
+    command = [sys.executable, "-P", "-m", "service.cli", "graph", "-", "-k", "3", "-o", "-"]
+    done = subprocess.run(command, input=file.getvalue(), capture_output=True, check=True, timeout=110)
+    assert done.stderr.splitlines()[-1].startswith(b"standard output: knn graph of 60 points")
+    with np.load(io.BytesIO(done.stdout)) as written:
+        assert np.array_equal(written["neighbors"], knn_graph(points, 3).neighbors)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "standard input is empty"),
+        (b"1,2\n3,4\n", "standard input is not a .npy file; it is text: save it to a file"),
+        (b"\x93NUMPY\x01\x00", "standard input is cut short"),
+        (b"PK\x03\x04", "send one array alone"),
+    ],
+)
+def test_graph_refuses_what_comes_by_standard_input(
+    pcct: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, data: bytes, words: str
+) -> None:
+    send(monkeypatch, data)
+    check_one_line(pcct("graph", "-"), words)
+
+
+def test_graph_refuses_terminals(pcct: Callable[..., Outcome], points: np.ndarray) -> None:
+    np.save("points.npy", points)
+    controlling, terminal = os.openpty()
+    command = [sys.executable, "-P", "-m", "service.cli", "graph"]
+    for arguments, given in ((["-"], {"stdin": terminal}), (["points.npy", "-o", "-"], {"stdout": terminal})):
+        done = subprocess.run(
+            [*command, *arguments], stderr=subprocess.PIPE, text=True, timeout=60, check=False, **given
+        )
+        assert done.returncode == 2
+        assert f"{'standard input' if 'stdin' in given else 'standard output'} is a terminal" in done.stderr
+    os.close(terminal)
+    os.close(controlling)
+
+
+def link(kind: str) -> Path:
+    """Return another name of points.npy."""
+    if kind == "same":
+        return Path("points.npy")
+    if kind == "absolute":
+        return Path("points.npy").absolute()
+    if kind == "hard link":
+        Path("other.npz").hardlink_to("points.npy")
+    elif kind == "symbolic link":
+        Path("other.npz").symlink_to("points.npy")
+    else:
+        Path("folder").symlink_to(".")
+        return Path("folder/points.npy")
+    return Path("other.npz")
+
+
+@pytest.mark.parametrize("kind", ["same", "absolute", "hard link", "symbolic link", "linked folder"])
+@pytest.mark.parametrize("force", [[], ["--force"]])
+def test_graph_never_replaces_its_points(
+    pcct: Callable[..., Outcome], points: np.ndarray, kind: str, force: list[str]
+) -> None:
+    np.save("points.npy", points)
+    before = Path("points.npy").read_bytes()
+    check_one_line(pcct("graph", "points.npy", "-k", 3, "-o", link(kind), *force), "the file of the points")
+    assert Path("points.npy").read_bytes() == before
+
+
+def test_graph_never_replaces_the_points_of_standard_input(
+    pcct: Callable[..., Outcome], points: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.save("points.npy", points)
+    before = Path("points.npy").read_bytes()
+    with Path("points.npy").open() as opened:
+        monkeypatch.setattr(sys, "stdin", opened)
+        check_one_line(pcct("graph", "-", "-k", 3, "-o", "points.npy", "--force"), "the file of the points")
+    assert Path("points.npy").read_bytes() == before
+
+
+@pytest.mark.parametrize("other", ["npy", "npz", "text"])
+def test_graph_replaces_another_file_by_force_alone(
+    pcct: Callable[..., Outcome], points: np.ndarray, other: str
+) -> None:
+    np.save("points.npy", points)
+    with Path("mine").open("wb") as file:
+        if other == "npy":
+            np.save(file, points)
+        elif other == "npz":
+            np.savez(file, neighbors=points, mine=points)
+        else:
+            file.write(b"my notes")
+    before = Path("mine").read_bytes()
+    check_one_line(pcct("graph", "points.npy", "-k", 3, "-o", "mine"), "mine is there and is not a graph", "--force")
+    assert Path("mine").read_bytes() == before
+    outcome = pcct("graph", "points.npy", "-k", 3, "-o", "mine", "--force")
+    assert outcome.out.endswith(f"; in place of a file of {len(before):,} bytes\n")
+    with np.load("mine") as written:
+        assert "record" in written
+
+
+def test_graph_replaces_a_graph_and_says_which(pcct: Callable[..., Outcome], points: np.ndarray) -> None:
+    np.save("points.npy", points)
+    Path("graph.npz").touch()
+    assert "in place of" not in pcct("graph", "points.npy", "-k", 3).out
+    Path("graph.npz").chmod(0o640)
+    outcome = pcct("graph", "points.npy", "-k", 4, "--kind", "vecchia")
+    assert outcome.out.endswith("; in place of a knn graph with k = 3\n")
+    assert Path("graph.npz").stat().st_mode & 0o777 == 0o640
+    knn_graph(points, 3).save("graph.npz")
+    assert pcct("graph", "points.npy", "-k", 4).out.endswith("; in place of a graph\n")
 
 
 @pytest.mark.parametrize("kept", [7, 60, 128, 200, -1])
@@ -265,11 +471,12 @@ def test_graph_keeps_the_old_file_when_it_fails(
         file.write(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(np, "savez", full)
     np.save("points.npy", points)
-    Path("graph.npz").write_text("the old one")
+    assert pcct("graph", "points.npy", "-k", 2).status == 0
+    old = Path("graph.npz").read_bytes()
+    monkeypatch.setattr(np, "savez", full)
     assert "No space left" in pcct("graph", "points.npy", "-k", 1).err
-    assert Path("graph.npz").read_text() == "the old one"
+    assert Path("graph.npz").read_bytes() == old
     assert sorted(path.name for path in Path().iterdir()) == ["graph.npz", "points.npy"]
 
 
