@@ -55,6 +55,8 @@ def up(
     from worker.settings import WorkerSettings
 
     settings = WorkerSettings() if data_dir is None else WorkerSettings(data_dir=data_dir)
+    if settings.redis_url is not None:
+        settings.check_store()
     run_up(settings, host, port, workers)
 
 
@@ -69,7 +71,9 @@ def serve(
     from service.serve import run_api
     from service.settings import ServiceSettings
 
-    run_api(ServiceSettings(), host, port, listen_fd=listen_fd, lifeline_fd=lifeline_fd)
+    settings = ServiceSettings()
+    settings.check_store()
+    run_api(settings, host, port, listen_fd=listen_fd, lifeline_fd=lifeline_fd)
 
 
 @app.command()
@@ -80,6 +84,7 @@ def work(lifeline_fd: _LifelineFd = None) -> None:
     from worker.settings import WorkerSettings
 
     settings = WorkerSettings()
+    settings.check_store()
     if lifeline_fd is not None:
         lifeline.follow(lifeline_fd)
     run_worker(settings)
@@ -297,8 +302,9 @@ def _wrong_setting(error: Exception) -> str | None:
 
     if not isinstance(error, ValidationError):
         return None
-    first = error.errors()[0]
-    return f"PCCT_{'_'.join(map(str, first['loc'])).upper()}={first['input']!r}: {first['msg']}"
+    from worker.settings import faults_of
+
+    return faults_of(error)[0]
 
 
 def _fail(line: str, status: int) -> NoReturn:

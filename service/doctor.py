@@ -24,8 +24,8 @@ from pydantic import ValidationError
 from service.embedded import EmbeddedStoreError, find_server
 from service.processes import own_command
 from service.settings import ServiceSettings, unknown_variables
-from service.up import without_password
-from worker.settings import SharedSettings, WorkerSettings, numba_cache_dir, numba_jit_disabled
+from worker.settings import SharedSettings, WorkerSettings, faults_of, numba_cache_dir, numba_jit_disabled
+from worker.store_url import without_password
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -87,10 +87,7 @@ def _read(kind: type[S]) -> tuple[S, list[str]]:
     try:
         return kind(), []
     except ValidationError as error:
-        return kind.model_construct(), [
-            f"PCCT_{'_'.join(map(str, fault['loc'])).upper()}={fault['input']!r}: {fault['msg']}"
-            for fault in error.errors()
-        ]
+        return kind.model_construct(), faults_of(error)
 
 
 def check_settings(faults: list[str]) -> Iterator[Finding]:

@@ -15,9 +15,9 @@ from pcct_core.errors import PcctError
 from service.api_keys import REMEMBERED_S, ApiKey, ApiKeys
 from service.embedded import EmbeddedStore, running_url
 from service.processes import Lifeline
-from service.up import without_password
 from worker.settings import SharedSettings
 from worker.store import open_redis
+from worker.store_url import without_password
 
 T = TypeVar("T")
 

@@ -35,7 +35,7 @@ from service.wire import (
     WrongLength,
 )
 from worker.eviction import NamespaceFull
-from worker.logs import request_id
+from worker.logs import Outage, request_id
 from worker.patience import refuses_writes
 from worker.store import DamagedData, NewerLayout, TooManyJobs, UnknownDataset, UnknownGraph
 from worker.tracks import TIMEOUT, EpochBackwards, NotAHyperparameter, TooManyTracks, UnknownTrack
@@ -45,6 +45,7 @@ MEDIA_TYPE = "application/problem+json"
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 _log = structlog.get_logger(__name__)
+_outage = Outage()  # every request, and the probe of /readyz several times a second, meets the same one
 
 
 class UnknownArray(PcctError):
@@ -623,7 +624,8 @@ async def _answer(request: Request, error: Exception) -> JSONResponse:
         # The server logs the traceback: Starlette raises the exception again behind this answer.
         detail = f"an unexpected error; it is in the log of the service under request id {request_id()}"
     elif problem.slug.startswith("store-"):
-        _log.warning("store_unavailable", method=request.method, path=request.url.path, error=detail)
+        if _outage.tells():
+            _log.warning("store_unavailable", method=request.method, path=request.url.path, error=detail)
         detail = problem.example
     elif problem.slug == "truncated-request":
         detail = problem.example

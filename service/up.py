@@ -13,12 +13,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import FrameType
 from typing import NoReturn
-from urllib.parse import urlsplit, urlunsplit
 
 from pcct_core.errors import PcctError
 from service.embedded import EmbeddedStore
 from service.processes import Child, Lifeline, own_command
 from worker.settings import WorkerSettings
+from worker.store_url import without_password
 
 _LOOK_S = 0.05
 _PROBE_S = 0.1
@@ -223,14 +223,6 @@ class _Probe:
 def _reachable(host: str) -> str:
     """Return the address under which we ourselves reach a server that listens on `host`."""
     return {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)  # noqa: S104
-
-
-def without_password(url: str) -> str:
-    """Return the store's URL as it may be shown."""
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    return urlunsplit(parts._replace(netloc=f"…@{parts.netloc.rpartition('@')[2]}"))
 
 
 def _request_stop(number: int, frame: FrameType | None) -> NoReturn:

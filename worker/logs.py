@@ -7,8 +7,11 @@ Nothing here logs a password or a key; lines of libraries may, so each line is s
 from __future__ import annotations
 
 import logging
+import math
 import re
 import sys
+import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -27,6 +30,34 @@ _SECRETS = (
     (re.compile(r"(?i)((?:password|x-api-key)['\"]?\s*[=:]\s*['\"]?)[^\s'\",)]+"), r"\1…"),
     (re.compile(r"\bpcct_[0-9A-Za-z]+_[\w-]{20,}"), "pcct_…"),
 )
+
+
+class Outage:
+    """Chooses which of the many failures of one outage are told: the first, then one at pauses that double up to a minute.
+
+    A failure after a quiet minute belongs to another outage. clock: seconds that only grow.
+    """
+
+    _LONGEST_S = 60.0
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._last = self._told = -math.inf
+        self._pause_s = 0.0
+
+    def tells(self) -> bool:
+        """Take one more failure; return whether it is to be told."""
+        now = self._clock()
+        if now - self._last > self._LONGEST_S:
+            self._told, self._pause_s = -math.inf, 0.0
+        self._last = now
+        if now - self._told < self._pause_s:
+            return False
+        self._told, self._pause_s = now, min(self._LONGEST_S, 2 * self._pause_s or 1.0)
+        return True
+
+
+_queue_outage = Outage()
 
 
 def configure_logs(settings: SharedSettings) -> None:
@@ -98,9 +129,13 @@ def _hide_secrets(_logger: object, _name: str, line: Any) -> str:
 
 
 def _one_line(record: logging.LogRecord) -> bool:
-    """Reduce what the queue says of an outage, which it survives, to one line without its traceback."""
+    """Reduce what the queue says of an outage, which it survives, to one line without its traceback, and few of these."""
+    if not record.name.startswith(_QUEUE):
+        return True
     error = record.exc_info[1] if record.exc_info else None
-    if error is not None and record.name.startswith(_QUEUE):
+    if (error is not None or "Redis" in record.getMessage()) and not _queue_outage.tells():
+        return False
+    if error is not None:
         record.msg = f"{record.getMessage()} ({type(error).__name__}: {error})"
         record.args = ()
         record.exc_info = None

@@ -6,8 +6,10 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from worker.store_url import VARIABLE, check_store_answers, check_store_url, without_password
 
 ENTRY_BYTES = 4 + 8  # of a graph: an int32 neighbor and a distance, counted as float64
 LOCAL_REDIS_URL = "redis://127.0.0.1:6379/0"
@@ -39,6 +41,16 @@ def traces_exporter() -> str | None:
         return None if named == "none" else named
     endpoints = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
     return "otlp" if any(os.environ.get(name) for name in endpoints) else None
+
+
+def faults_of(error: ValidationError) -> list[str]:
+    """Return one line for each variable that cannot be read: its name, its value without a password, and what to change."""
+    lines = []
+    for fault in error.errors():
+        name, value = f"PCCT_{'_'.join(map(str, fault['loc'])).upper()}", fault["input"]
+        shown = without_password(value) if name == VARIABLE and isinstance(value, str) else value
+        lines.append(f"{name}={shown!r}: {fault['msg'].removeprefix('Value error, ')}")
+    return lines
 
 
 class SharedSettings(BaseSettings):
@@ -91,6 +103,11 @@ class SharedSettings(BaseSettings):
         default="console", description="Plain lines, or one JSON object each."
     )
 
+    @field_validator("redis_url")
+    @classmethod
+    def _check_redis_url(cls, url: str | None) -> str | None:
+        return None if url is None else check_store_url(url)
+
     def to_environment(self) -> dict[str, str]:
         """Return this process's environment with the settings that were given explicitly, for a child process."""
         values = self.model_dump(mode="json", exclude_unset=True, exclude_none=True)
@@ -100,6 +117,10 @@ class SharedSettings(BaseSettings):
     def store_url(self) -> str:
         """The store to connect to: `redis_url`, or Redis on this machine."""
         return self.redis_url or LOCAL_REDIS_URL
+
+    def check_store(self) -> None:
+        """Raise WrongStoreUrl where the store refuses what `redis_url` says, which no waiting mends."""
+        check_store_answers(self.store_url, self.store_timeout_s)
 
 
 class WorkerSettings(SharedSettings):

@@ -515,6 +515,15 @@ def test_wrong_settings_are_one_line(pcct: Callable[..., Outcome], monkeypatch: 
         check_one_line(pcct(command), "PCCT_CHUNK_BYTES='many'")
 
 
+def test_an_address_that_reaches_no_store_ends_every_process_by_its_name(
+    pcct: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PCCT_REDIS_URL", "localhost:6379")
+    for command in ("up", "serve", "work"):
+        words = "PCCT_REDIS_URL='localhost:6379': it has no scheme; write redis://localhost:6379"
+        check_one_line(pcct(command), words)
+
+
 def test_help_lists_the_commands(pcct: Callable[..., Outcome]) -> None:
     for arguments in ((), ("--help",), ("-h",)):
         outcome = pcct(*arguments)

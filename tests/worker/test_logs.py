@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import structlog
 
-from worker.logs import configure_logs, without_secrets
+from worker.logs import Outage, configure_logs, without_secrets
 from worker.settings import SharedSettings
 
 
@@ -97,3 +97,18 @@ def test_configure_logs_hides_the_secrets_of_libraries(capfd: pytest.CaptureFixt
     err = capfd.readouterr().err
     assert "host" in err
     assert "hunter2" not in err
+
+
+def test_outage_is_told_at_growing_pauses_and_another_one_at_once() -> None:
+    now = 0.0
+    outage = Outage(lambda: now)
+    told = []
+    for _ in range(8 * 600):  # ten minutes of eight failures a second
+        if outage.tells():
+            told.append(now)
+        now += 1 / 8
+    assert told[:6] == [0, 1, 3, 7, 15, 31]
+    assert len(told) < 18
+    now += 61
+    assert outage.tells()
+    assert not outage.tells()

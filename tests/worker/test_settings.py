@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
-from worker.settings import LOCAL_REDIS_URL, SharedSettings, WorkerSettings, default_data_dir
+from worker.settings import LOCAL_REDIS_URL, SharedSettings, WorkerSettings, default_data_dir, faults_of
+from worker.store_url import WrongStoreUrl
 
 
 @pytest.fixture(autouse=True)
@@ -29,6 +31,72 @@ def test_settings_take_an_empty_variable_as_unset(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("PCCT_REDIS_URL", "")
     assert SharedSettings().redis_url is None
     assert SharedSettings().store_url == LOCAL_REDIS_URL
+
+
+GOOD_URLS = (
+    "redis://localhost:6379",
+    "redis://:p%40ss@host:6379/3",
+    "rediss://user:word@[::1]:6380/0?ssl_cert_reqs=none",
+    "redis://host?db=2&socket_timeout=3",
+    "unix:///run/valkey.sock",
+    "unix://:word@/run/valkey.sock?db=1",
+)
+
+
+@pytest.mark.parametrize("url", GOOD_URLS)
+def test_settings_take_every_address_of_a_store(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("PCCT_REDIS_URL", url)
+    assert SharedSettings().store_url == url
+
+
+@pytest.mark.parametrize(
+    ("url", "fix"),
+    [
+        ("localhost:6379", "write redis://localhost:6379"),
+        ("redis:localhost:6379", "write redis://localhost:6379"),
+        ("/run/valkey.sock", "write unix:///run/valkey.sock"),
+        ("hunter2@host", "write redis://…@host"),
+        ("http://host:6379", "use redis://, rediss:// or unix://, as in redis://host:6379"),
+        ("valkeys://host/0", "as in rediss://host/0"),
+        ("redis://host:port/0", "not a number from 0 to 65535"),
+        ("redis://host:66666/0", "not a number from 0 to 65535"),
+        ("redis://:hunter2/x@host:6379/0", "with / as %2F"),
+        ("redis://host/main", "the database 'main' is not a number; write /0"),
+        ("redis://host/-1", "the database '-1' is not a number"),
+        ("redis://host?db=x", "the database 'x' is not a number"),
+        ("unix:///run/valkey.sock?db=x", "write ?db=0"),
+        ("unix://", "it names no socket"),
+        ("redis://host?wait=3", "no connection takes 'wait'"),
+    ],
+)
+def test_settings_refuse_an_address_that_reaches_no_store(monkeypatch: pytest.MonkeyPatch, url: str, fix: str) -> None:
+    monkeypatch.setenv("PCCT_REDIS_URL", url)
+    with pytest.raises(ValidationError) as caught:
+        SharedSettings()
+    (line,) = faults_of(caught.value)
+    assert line.startswith("PCCT_REDIS_URL=")
+    assert fix in line
+    assert "hunter2" not in line
+    meant = re.search(r"(?:write|as in) ((?:redis|rediss|unix)://\S+)", line)
+    if meant is not None and "…" not in line and "HOST" not in line:
+        monkeypatch.setenv("PCCT_REDIS_URL", meant[1].rstrip(";,"))
+        assert SharedSettings().redis_url is not None
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [("{}?db=99", "use a database that the store has"), ("unix://nobody:hunter2@{socket}", "give its password")],
+)
+def test_check_store_refuses_what_the_store_refuses(valkey_url: str, url: str, words: str) -> None:
+    wrong = url.format(valkey_url, socket=valkey_url.removeprefix("unix://"))
+    with pytest.raises(WrongStoreUrl, match=words) as caught:
+        SharedSettings(redis_url=wrong).check_store()
+    assert "hunter2" not in str(caught.value)
+
+
+def test_check_store_takes_one_that_is_there_and_one_that_may_come(valkey_url: str) -> None:
+    SharedSettings(redis_url=valkey_url).check_store()
+    SharedSettings(redis_url="redis://127.0.0.1:1/0").check_store()
 
 
 def test_settings_refuse_a_value_out_of_range(monkeypatch: pytest.MonkeyPatch) -> None:
