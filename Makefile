@@ -3,7 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-avx2 check audit fuzz setup bench docs integration compose-test soak clean
+# Some machines forbid Python to keep what it compiles of a module: each of our processes would spend seconds on it again.
+export PYTHONDONTWRITEBYTECODE :=
+
+.PHONY: demo test test-long long test-avx2 test-python processes check audit fuzz setup bench docs integration compose-test soak clean
 .DEFAULT_GOAL := demo
 
 # By uv where there is one or pip can fetch it, else by pip. What the demo needs comes first: it is there in seconds.
@@ -22,25 +25,44 @@ demo: $(VENV)/.installed-demo
 	@echo "starting the demo"
 	@$(BIN)/python docs/demo/demo.py
 
+# A file's tests stay in one process, which share what the file starts. JOBS=0 runs all in one, where a debugger works.
+JOBS ?= auto
+PYTEST := $(BIN)/python -m pytest
+PARALLEL := -n $(JOBS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
 test: setup
-	$(BIN)/python -m pytest
+	$(PYTEST) $(PARALLEL)
+
+# What needs minutes of load, a container engine, or both; what cannot run here says so.
+test-long: long fuzz processes compose-test test-python
+
+long: setup
+	PCCT_SOAK_S=$${PCCT_SOAK_S:-180} $(PYTEST) -m long
 
 # The suites that compute, once more as on a processor without AVX-512; says so, and runs nothing, where this is one.
 test-avx2: setup
-	$(BIN)/python tests/as_haswell.py tests/core tests/client tests/worker
+	$(BIN)/python tests/as_haswell.py $(PARALLEL) tests/core tests/client tests/worker
 
-# The same suite against `pcct up`, and against processes that are started one by one with a store on a port.
+# The same suites with the newest Python and NumPy, in a container: says so, and is skipped, where no engine answers.
+test-python:
+	bash .ci/test_python
+
+# Processes that are started one by one, with a store on a port, as operators do without containers.
+processes: setup
+	PCCT_TEST_TARGET=processes $(PYTEST) tests/integration
+
+# The integration tests against `pcct up`, and against single processes.
 integration: setup
-	$(BIN)/python -m pytest tests/integration
-	PCCT_TEST_TARGET=processes $(BIN)/python -m pytest tests/integration
+	$(PYTEST) tests/integration
+	$(MAKE) processes
 
 # Kills and stops processes at random under load, for PCCT_SOAK_S seconds; PCCT_SOAK_SEED repeats a run.
 soak: setup
-	PCCT_SOAK_S=$${PCCT_SOAK_S:-180} $(BIN)/python -m pytest tests/integration/test_soak.py
+	PCCT_SOAK_S=$${PCCT_SOAK_S:-180} $(PYTEST) -m long tests/integration/test_soak.py
 
 # The compose file for real: says so, and is skipped, where no container engine answers.
 compose-test: setup
-	$(BIN)/python -m pytest -m compose -vv -rs -s tests/deploy
+	$(PYTEST) -m compose -vv -rs -s tests/deploy
 
 # Example: make bench ARGS="--case knn-d3-32k". The rivals are installed on the first call only.
 bench: $(VENV)/.installed-bench

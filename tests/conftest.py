@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,18 +19,24 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Forget compiled kernels that are older than the source of any kernel.
 
     Numba's cache watches only the file of the function it compiled, not the files of what that function inlines: without
-    this, tests of an edited `topk` or `simd` would run searches that still hold the old one.
+    this, tests of an edited `topk` or `simd` would run searches that still hold the old one. Where several processes run the
+    tests, the kernels are compiled before they start: each would else compile all of them.
     """
+    if hasattr(config, "workerinput"):
+        return
     core = Path(__file__).parents[1] / "pcct_core"
     newest = max(file.stat().st_mtime for file in core.glob("*.py") if "from numba" in file.read_text())
     for index in (core / "__pycache__").glob("*.nbi"):
         with contextlib.suppress(FileNotFoundError):  # another test process forgets it too
             if index.stat().st_mtime < newest:
                 index.unlink()
+    if config.getoption("numprocesses", None) and not any((core / "__pycache__").glob("*.nbi")):
+        print("compiling the kernels, once for all test processes", flush=True)
+        subprocess.run([sys.executable, "-c", "from worker.main import load_warm_build as warm; warm()"], check=True)
 
 
 @pytest.fixture

@@ -280,7 +280,7 @@ def starting() -> Iterator[Callable[..., Up]]:
 
 
 start_up = pytest.fixture(starting, name="start_up")
-start_up_once = pytest.fixture(starting, scope="module", name="start_up_once")
+start_up_once = pytest.fixture(starting, scope="session", name="start_up_once")
 
 
 @contextmanager
@@ -315,9 +315,9 @@ def run_processes(directory: Path) -> Iterator[str]:
         yield url
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def service_url(start_up_once: Callable[..., Up], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a service that is ready, chosen by PCCT_TEST_TARGET; the tests of a file share it."""
+    """The URL of a service that is ready, chosen by PCCT_TEST_TARGET; all tests that take it share it."""
     if TARGET == "embedded":
         # A pipe that nobody reads would stop the service once its log has filled it.
         with start_up_once(tmp_path_factory.mktemp("data"), stderr=None).wait_ready() as client:
