@@ -59,7 +59,8 @@ def torch_tensors(arrays: GraphArrays) -> GraphArrays:
     """Return the arrays as torch tensors on the CPU; neighbors become int64, which torch indexes with."""
     torch = load("torch", "Graph.to_torch")
     indices = arrays._replace(neighbors=arrays.neighbors.astype(np.int64))
-    return GraphArrays(*(None if array is None else torch.from_numpy(array) for array in indices))
+    # By DLPack and not `from_numpy`, for a torch that was built for NumPy 1 has no other way beside NumPy 2.
+    return GraphArrays(*(None if array is None else torch.from_dlpack(array) for array in indices))
 
 
 def jax_arrays(arrays: GraphArrays) -> GraphArrays:

@@ -240,7 +240,7 @@ def test_to_torch_gives_tensors_to_index_with(vecchia, radius):
 
 def test_to_torch_hands_over_what_torch_indexes_with(vecchia, monkeypatch):
     """Without torch itself, which is large: what it is given."""
-    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(from_numpy=lambda array: ("tensor", array)))
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(from_dlpack=lambda array: ("tensor", array)))
     arrays = vecchia.to_torch()
     kind, neighbors = arrays.neighbors
     assert (kind, neighbors.dtype, neighbors.tolist()) == ("tensor", np.int64, vecchia.neighbors.tolist())
