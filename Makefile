@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Some machines forbid Python to keep what it compiles of a module: each of our processes would spend seconds on it again.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test test-long long test-avx2 test-python processes check audit fuzz setup bench docs integration compose-test soak clean
+.PHONY: demo test test-long long test-avx2 test-python processes check audit fuzz setup bench docs integration compose-test soak wheel clean
 .DEFAULT_GOAL := demo
 
 # By uv where there is one or pip can fetch it, else by pip. What the demo needs comes first: it is there in seconds.
@@ -101,5 +101,10 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# A wheel in dist/ with machine code for processors of this one's class: a first graph without a compiler.
+wheel: setup
+	$(BIN)/python -P -m pcct_core.prebuild
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+
 clean:
-	rm -rf $(VENV) demo-out build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) pcct_core/prebuilt demo-out build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -34,25 +34,13 @@ def read_numbers(X: Any) -> NDArray[Any]:
         X = X.detach() if hasattr(X, "detach") else X  # torch gives no array of what it differentiates
     _check_unmasked(X)
     try:
-        array = _shared(X)
+        array = np.from_dlpack(X) if hasattr(X, "__dlpack__") and not hasattr(X, "__array__") else np.asarray(X)
     except (ValueError, TypeError, RuntimeError, BufferError) as error:
         raise _unreadable(X, error) from error
     if array.dtype.kind not in "fiub" or array.dtype.itemsize > 8:
         raise _without_numbers(X, array)
     _check_exact(X, array)
     return array
-
-
-def _shared(X: Any) -> NDArray[Any]:
-    """Return what NumPy makes of X, in the same memory where it can."""
-    if not hasattr(X, "__dlpack__"):
-        return np.asarray(X)
-    try:
-        return np.asarray(X) if hasattr(X, "__array__") else np.from_dlpack(X)
-    except RuntimeError as error:
-        if "Numpy is not available" not in str(error):
-            raise
-        return np.from_dlpack(X)  # a torch that was built for NumPy 1, beside NumPy 2
 
 
 def numbers_of(objects: NDArray[Any], place: str, offset_fix: str, number_fix: str) -> NDArray[np.float64]:
@@ -199,12 +187,7 @@ def _unreadable(X: Any, error: Exception) -> InvalidArray:
         if hasattr(values, "__len__") and len(values) != len(rows[0]):
             said = f"row {row} has {len(values)} values, row 0 has {len(rows[0])}"
             return InvalidArray(f"points are not an array, for {said}; give every row as many")
-    fix = ""
-    if getattr(X, "is_sparse", False):
-        fix = "; use X.to_dense()"
-    elif "bfloat16" in str(getattr(X, "dtype", "")):
-        fix = "; use X.float()"
-    return InvalidArray(f"points are not an array that the CPU can read: {error}{fix}")
+    return InvalidArray(f"points are not an array that the CPU can read: {error}")
 
 
 def _without_numbers(X: Any, array: NDArray[Any]) -> InvalidArray:

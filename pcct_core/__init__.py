@@ -4,12 +4,13 @@ Arrays come in, graphs go out. The map, each module using only those before it:
 
 errors        every named error
 arrays        real numbers from what callers give, and what to do about what holds none
-files         files that appear whole
+files         files that appear whole; the folder where compiled code is kept
 spec          what graph is wanted, and its canonical form
 points        the door: validation of points, embedding of metrics into Euclidean space
 telemetry     times and counts of one build
 certificate   what is known about a graph's exactness
 parallel      chunks of work on threads: progress and cancellation
+jit           compilation: what Python calls, what compiled code calls, where machine code is kept
 simd          the vector loops: scan a bucket, reach a box, exchange two rows
 topk          the k best of 32 queries at once; the one place where ties are decided
 build         the tree
@@ -25,6 +26,8 @@ lookup        how far the gate lets a query look
 vif           learn a gate, scan, audit, widen
 covertree     a tree to keep and to ask again
 graph         the answer, and the calls that make it
+warm          what is compiled before anybody asks for it
+prebuild      compiled code to ship in a wheel or an image
 
 Names load on first use, so reading a specification does not load the compiler.
 """
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
     from pcct_core.errors import InvalidInput as InvalidInput
     from pcct_core.errors import InvalidPoints as InvalidPoints
     from pcct_core.errors import InvalidSpec as InvalidSpec
+    from pcct_core.errors import KernelCacheWarning as KernelCacheWarning
     from pcct_core.errors import NotPositiveDefinite as NotPositiveDefinite
     from pcct_core.errors import PcctError as PcctError
     from pcct_core.errors import TooManyPairs as TooManyPairs
@@ -69,6 +73,7 @@ _HOME = {
         "InvalidInput",
         "InvalidPoints",
         "InvalidSpec",
+        "KernelCacheWarning",
         "NotPositiveDefinite",
         "PcctError",
         "TooManyPairs",

@@ -14,14 +14,15 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from pcct_core.jit import entry, inner
 from pcct_core.parallel import Crew
 from pcct_core.simd import LANES
 from pcct_core.topk import NO_ID
 
 _TASKS = 16  # subtrees handed to the threads; enough to balance two to eight of them
+BY_PLACE = np.bool_(False)  # a variable, where a constant would make Numba compile the callee once more
 DEPTH = 32  # the median tree of 2^31 points has 27 levels
 
 
@@ -117,7 +118,7 @@ def _cut_once(
     return [half for pair in halves for half in pair]
 
 
-@njit(nogil=True, cache=True)
+@entry
 def cut_node(work, ids, tree, by_index, start, stop, bucket, end_bucket, node):
     """Write one node and cut it in two; return both halves as (start, stop, bucket, end_bucket, node).
 
@@ -143,26 +144,28 @@ def cut_node(work, ids, tree, by_index, start, stop, bucket, end_bucket, node):
     return left, right
 
 
-@njit(nogil=True, cache=True)
+@entry
 def cut_subtrees(work, ids, tasks, tree):
     """Cut subtrees down to buckets. tasks: int64 (t, 5), the fields of _Cut; empty ones are passed over."""
     stack = np.empty((DEPTH, 5), np.int64)
     for t in range(tasks.shape[0]):
-        stack[0] = tasks[t]
+        for i in range(5):
+            stack[0, i] = tasks[t, i]
         waiting = 1
         while waiting > 0:
             waiting -= 1
-            start, stop, bucket, end_bucket, node = stack[waiting]
+            start, stop, bucket = stack[waiting, 0], stack[waiting, 1], stack[waiting, 2]
+            end_bucket, node = stack[waiting, 3], stack[waiting, 4]
             if start == stop:
                 continue
-            left, right = cut_node(work, ids, tree, False, start, stop, bucket, end_bucket, node)
+            left, right = cut_node(work, ids, tree, BY_PLACE, start, stop, bucket, end_bucket, node)
             for i in range(5):
                 stack[waiting, i] = right[i]
                 stack[waiting + 1, i] = left[i]
             waiting += 2
 
 
-@njit(nogil=True, cache=True)
+@inner
 def measure_box(work, start, stop, node, tree):
     """Write the box of rows [start, stop) as the box of `node`; return its widest coordinate, the first of equals."""
     d = work.shape[1]
@@ -182,7 +185,7 @@ def measure_box(work, start, stop, node, tree):
     return widest
 
 
-@njit(nogil=True, cache=True)
+@inner
 def select_rows(work, ids, start, stop, middle, axis):
     """Reorder rows [start, stop) so that on `axis` rows before `middle` are ≤ those from it on. Hoare's select."""
     d = work.shape[1]
@@ -210,7 +213,7 @@ def select_rows(work, ids, start, stop, middle, axis):
             return
 
 
-@njit(nogil=True, cache=True)
+@inner
 def select_ids(ids, start, stop, middle):
     """Reorder ids[start:stop] so that those before `middle` are below those from it on; their rows of `work` are equal."""
     left, right = start, stop - 1
@@ -234,7 +237,7 @@ def select_ids(ids, start, stop, middle):
             return
 
 
-@njit(nogil=True, cache=True)
+@inner
 def fill_bucket(work, ids, start, stop, bucket, tree):
     """Write rows [start, stop), at most 32, to their bucket, dimension by dimension."""
     d = work.shape[1]
@@ -245,7 +248,7 @@ def fill_bucket(work, ids, start, stop, bucket, tree):
             tree.coords[(bucket * d + c) * LANES + place] = work[start + place, c] if filled else np.inf
 
 
-@njit(nogil=True, cache=True)
+@entry
 def number_nodes(tree):
     """Fill in skip and bucket of every node: the shape of the tree follows from its number of buckets."""
     tree.bucket[0] = 0
@@ -258,7 +261,7 @@ def number_nodes(tree):
             tree.bucket[right], tree.skip[right] = tree.bucket[node] + half, tree.skip[node]
 
 
-@njit(nogil=True, cache=True)
+@entry
 def gather_lowest(tree):
     """Fill in the lowest index of every subtree, from the leaves up."""
     for node in range(tree.skip.shape[0] - 1, -1, -1):

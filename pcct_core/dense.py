@@ -17,11 +17,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from pcct_core.blas import single_threaded_blas
 from pcct_core.build import Tree
+from pcct_core.jit import entry, inner
 from pcct_core.parallel import Crew
 from pcct_core.search import Queries, count_groups, load_group, make_group, scan_lane
 from pcct_core.simd import LANES, fit_below
@@ -78,7 +78,7 @@ def _lay_out_rows(tree: Tree) -> _Rows:
     return _Rows(rows, halves, center, longest, low, high)
 
 
-@njit(nogil=True, cache=True)
+@entry
 def scan_teams(tree, rows, queries, k, first, last, neighbors, distances):
     """Search for the teams [first, last), each _TEAM groups of 32 consecutive entries of queries.rows."""
     groups = (make_group(tree), make_group(tree), make_group(tree), make_group(tree))
@@ -131,7 +131,7 @@ def scan_teams(tree, rows, queries, k, first, last, neighbors, distances):
             write_rows(bests[g], lanes[g], groups[g].rows, neighbors, distances)
 
 
-@njit(nogil=True)
+@inner
 def center_group(group, g, rows, centered, squares):
     """Write the group's queries, centered, as rows of the team's block, and their squared lengths."""
     for lane in range(LANES):
@@ -143,7 +143,7 @@ def center_group(group, g, rows, centered, squares):
         squares[g * LANES + lane] = total
 
 
-@njit(nogil=True)
+@inner
 def widen_bounds(best, g, rows, squares, fits):
     """Write what |x|² / 2 - x·q may be at most for a point within each query's bound: see the proof at the top."""
     d = rows.center.shape[0]
@@ -155,7 +155,7 @@ def widen_bounds(best, g, rows, squares, fits):
         fits[g * LANES + lane] = (np.float64(best.bounds[lane]) - square + slack) / 2
 
 
-@njit(nogil=True)
+@inner
 def box_gap(group, low, high):
     """Return the squared distance between the group's box and another, T (d,) corners."""
     total = low.dtype.type(0)
@@ -166,7 +166,7 @@ def box_gap(group, low, high):
     return total
 
 
-@njit(nogil=True)
+@inner
 def order_chunks(group, rows):
     """Return the chunks by the distance of their middles to that of the group's box, nearest first."""
     chunks, d = rows.low.shape
@@ -178,7 +178,7 @@ def order_chunks(group, rows):
     return np.argsort(away)
 
 
-@njit(nogil=True)
+@inner
 def reach_chunk(groups, lanes, reaches, rows, chunk):
     """Return True when some group of the team can gain from the chunk."""
     reached = False

@@ -8,6 +8,8 @@ PcctError
 ├── NotPositiveDefinite    the kernel matrix of the inducing points has no Cholesky factor
 ├── FileFormatError        a saved tree or graph that this version cannot read
 └── Cancelled              the caller's cancel token was set
+
+KernelCacheWarning         a UserWarning: compiled code cannot be kept where it lasts
 """
 
 from typing import Any
@@ -63,3 +65,7 @@ class FileFormatError(PcctError):
 
 class Cancelled(PcctError):
     """The work was cancelled between two chunks; nothing was kept."""
+
+
+class KernelCacheWarning(UserWarning):
+    """Compiled code cannot be kept where it lasts; the message says where it is kept and what to set."""

@@ -1,10 +1,11 @@
-"""Files that appear whole: written beside their place and renamed into it."""
+"""Files that appear whole: written beside their place and renamed into it. And the folder where compiled code is kept."""
 
 from __future__ import annotations
 
 import os
 import secrets
 import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -74,3 +75,50 @@ def write_arrays(path: str | os.PathLike[str], **arrays: Any) -> None:
 
     with replacing(path) as file:  # np.savez would append .npz to a bare path
         np.savez(file, **arrays)
+
+
+def find_code_directory(chosen: Path | None) -> tuple[Path | None, str]:
+    """Return the folder for compiled code, None if there is none, and what is to be told of it: fact; advice, or nothing.
+
+    It is the first of these that this process can write: `chosen`, where it is given; else `__pycache__` beside this file, then
+    `~/.cache/pcct`; and then a folder of the user's own among the temporary files. Files there hold code that is run, so that
+    folder must belong to the user, and nobody else may enter it.
+    """
+    places = [Path(__file__).parent / "__pycache__"]
+    with suppress(RuntimeError):  # no home
+        places.append(Path.home() / ".cache" / "pcct")
+    if chosen is not None:
+        places = [chosen]
+    for place in places:
+        if _writable(place):
+            return place, ""
+    tried = " and ".join(str(place) for place in places)
+    advice = "set NUMBA_CACHE_DIR to a folder that can be written"
+    private = Path(tempfile.gettempdir()) / f"pcct-{os.getuid()}"
+    if _private(private) and _writable(private):
+        return (
+            private,
+            f"{tried} cannot be written, so compiled code is kept in {private} until temporary files go; {advice}",
+        )
+    fact = f"{tried} and {private} cannot be written, so every process compiles anew, for up to a minute"
+    return None, f"{fact}; {advice}"
+
+
+def _writable(directory: Path) -> bool:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            return True
+    except OSError:
+        return False
+
+
+def _private(directory: Path) -> bool:
+    """Make a folder that only the user can enter; False where it is there and somebody else could have written to it."""
+    with suppress(OSError):
+        directory.mkdir(mode=0o700)
+    try:
+        found = directory.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077

@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from pcct_core.jit import inner
 from pcct_core.simd import LANES
 
 RBF, MATERN12, MATERN32, MATERN52 = 0, 1, 2, 3
@@ -21,7 +21,7 @@ _LOG2_E = 1.4426950408889634
 _LN2_HIGH = 6.93147180369123816490e-01  # its low 32 bits are zero: k * _LN2_HIGH is exact for |k| < 2^20
 _LN2_LOW = 1.90821492927058770002e-10
 _ROUND = 6755399441055744.0  # 1.5 * 2^52: adding it rounds to an integer, which then stands in the low bits
-_LOWEST = -708.0  # exp of it is the smallest that is still a normal number; correlations below it are 0
+_LOWEST = -708.0  # exp of it is the smallest that is still a normal number
 _ROOT3, _ROOT5 = 1.7320508075688772, 2.23606797749979
 
 # By code: correlations as (1 + g a + h a²) exp(-(u s + a)), a = c sqrt(s), s the squared distance: u, c, g, h.
@@ -42,19 +42,16 @@ def kernel_shape(code: int) -> NDArray[np.float32]:
     return np.array(_SHAPES[code], np.float32)
 
 
-@njit(nogil=True)
+@inner
 def make_scratch():
     """Return scratch for `correlate`."""
     bits = np.empty(LANES, np.int64)
     return Scratch(np.empty(LANES, np.float64), np.empty(LANES, np.float64), bits.view(np.float64), bits)
 
 
-@njit(nogil=True)
+@inner
 def correlate(code, squared, scratch, out):
-    """Write the correlations of 32 pairs from their squared scaled distances; squared, out: float64 (LANES).
-
-    They are 0 where their exponential is below 3e-308: it is clamped there, and the factor before it grows without end.
-    """
+    """Write the correlations of 32 pairs from their squared scaled distances; squared, out: float64 (LANES)."""
     exponents, factors = scratch.exponents, scratch.factors
     if code == RBF:
         for j in range(LANES):
@@ -76,10 +73,10 @@ def correlate(code, squared, scratch, out):
             factors[j] = 1.0 + a + a * a / 3.0
     exponentiate(scratch, out)
     for j in range(LANES):
-        out[j] = out[j] * factors[j] if exponents[j] >= _LOWEST else 0.0
+        out[j] *= factors[j]
 
 
-@njit(nogil=True)
+@inner
 def exponentiate(scratch, out):
     """Write exp of scratch.exponents, all ≤ 0, to out; within 1.1 units in the last place, below -708 as at -708.
 

@@ -6,10 +6,10 @@ import time
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from pcct_core.build import build_tree
+from pcct_core.jit import entry, inner
 from pcct_core.parallel import Crew
 from pcct_core.simd import LANES, scan_bucket
 from pcct_core.spec import Order
@@ -124,17 +124,17 @@ def maximin_order(points: NDArray[Any], crew: Crew, count: int | None = None) ->
     return order, distances
 
 
-@njit(nogil=True, cache=True)
+@entry
 def find_farthest(tree, distant):
     """Fill in farthest and index of every node from the places, from the leaves up."""
     for node in range(tree.skip.shape[0] - 1, -1, -1):
         if tree.skip[node] == node + 1:
-            find_farthest_place(tree, distant, node)
+            find_farthest_place(tree, distant, np.int64(node))
         else:
-            find_farthest_child(tree, distant, node)
+            find_farthest_child(tree, distant, np.int64(node))
 
 
-@njit(nogil=True)
+@inner
 def find_farthest_place(tree, distant, node):
     """Set the leaf's farthest place; ties to the lower index."""
     first = tree.bucket[node] * LANES
@@ -149,7 +149,7 @@ def find_farthest_place(tree, distant, node):
     distant.index[node] = index
 
 
-@njit(nogil=True)
+@inner
 def find_farthest_child(tree, distant, node):
     """Set the node's farthest point to that of its children; ties to the lower index."""
     left, right = node + 1, tree.skip[node + 1]
@@ -160,7 +160,7 @@ def find_farthest_child(tree, distant, node):
     distant.index[node] = distant.index[left]
 
 
-@njit(nogil=True, cache=True)
+@entry
 def choose_farthest(tree, points, distant, order, distances, start, stop):
     """Choose the points of ranks [start, stop). order[start] is set; so is order[stop] on return, if there is one."""
     d = tree.d
@@ -193,14 +193,14 @@ def choose_farthest(tree, points, distant, order, distances, start, stop):
                         distant.places[first + place] = distance
                     if tree.ids[first + place] == chosen:
                         distant.places[first + place] = -1
-                find_farthest_place(tree, distant, node)
+                find_farthest_place(tree, distant, np.int64(node))
                 node += 1
             else:
                 distant.trail[visited] = node
                 visited += 1
                 node += 1
         for i in range(visited - 1, -1, -1):
-            find_farthest_child(tree, distant, distant.trail[i])
+            find_farthest_child(tree, distant, np.int64(distant.trail[i]))
         if rank + 1 < order.shape[0]:
             order[rank + 1] = distant.index[0]
             distances[rank + 1] = distant.farthest[0]
@@ -223,7 +223,7 @@ def hilbert_order(points: NDArray[Any], crew: Crew) -> NDArray[np.int64]:
     return sort_keys(list(keys), crew)
 
 
-@njit(nogil=True, cache=True)
+@entry
 def hilbert_keys(points, low, side, bits, start, stop, keys):
     """Write the curve position of rows [start, stop) to keys, int64 (words, n), most significant word first.
 

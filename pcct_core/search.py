@@ -13,10 +13,10 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from pcct_core.build import DEPTH, Tree, build_tree
+from pcct_core.jit import entry, inner
 from pcct_core.parallel import Crew
 from pcct_core.simd import LANES, count_bits, drop_lowest_bit, lowest_bit, reach_box, scan_bucket
 from pcct_core.topk import NO_ID, Front, clear_best, full_best, make_best, open_front, settle, sort_rows, write_rows
@@ -119,7 +119,7 @@ def search_tree(
     crew.run("search", groups, lambda a, b: search_groups(tree, queries, k, a, b, neighbors, distances), grain=4)
 
 
-@njit(nogil=True, cache=True)
+@entry
 def search_groups(tree, queries, k, first, last, neighbors, distances):
     """Search for the groups [first, last), each 32 consecutive entries of queries.rows; return how many times a query
     scanned a bucket.
@@ -145,7 +145,7 @@ def search_groups(tree, queries, k, first, last, neighbors, distances):
     return scans
 
 
-@njit(nogil=True)
+@inner
 def make_group(tree):
     """Return an empty group for the tree's dimension and type."""
     dtype = tree.coords.dtype
@@ -159,7 +159,7 @@ def make_group(tree):
     )
 
 
-@njit(nogil=True)
+@inner
 def load_group(group, queries, number):
     """Fill the group with entries [32 number, …) of queries.rows; return how many there are and their highest limit."""
     start = number * LANES
@@ -184,23 +184,23 @@ def load_group(group, queries, number):
     return lanes, highest
 
 
-@njit(nogil=True)
+@inner
 def make_walk(tree):
     """Return a stack that is deep enough for any depth-first walk of the tree."""
     dtype = tree.coords.dtype
     return _Walk(np.empty(DEPTH, np.int32), np.empty(DEPTH, dtype), np.empty(DEPTH, dtype))
 
 
-@njit(nogil=True)
+@inner
 def start_walk(walk):
     """Put the root on the stack; return the number of waiting nodes."""
     walk.nodes[0] = 0
     walk.reach[0] = 0
     walk.middle[0] = 0
-    return 1
+    return np.int64(1)
 
 
-@njit(nogil=True)
+@inner
 def next_bucket(tree, walk, waiting, group, front, highest):
     """Walk on to the next leaf within reach; return the number of waiting nodes and the leaf, -1 when none is left.
 
@@ -223,7 +223,7 @@ def next_bucket(tree, walk, waiting, group, front, highest):
     return waiting, np.int64(-1)
 
 
-@njit(nogil=True)
+@inner
 def out_of_reach(reach, lowest, front):
     """Return True when no query of the group can gain from a subtree: all of it is too far, or ties with higher indices.
 
@@ -232,7 +232,7 @@ def out_of_reach(reach, lowest, front):
     return reach > front.bound or (lowest > front.index and np.sqrt(reach) >= front.distance)
 
 
-@njit(nogil=True)
+@inner
 def push_node(tree, walk, floor, waiting, node, group, front):
     """Put a node on the stack among its siblings [floor, waiting), farthest from the group's middle lowest."""
     reach = walk.reach.dtype.type(0)
@@ -258,7 +258,7 @@ def push_node(tree, walk, floor, waiting, node, group, front):
     return waiting + 1
 
 
-@njit(nogil=True)
+@inner
 def scan_node(tree, node, group, best, squared):
     """Let every query that can gain from the leaf's bucket scan it.
 
@@ -275,7 +275,7 @@ def scan_node(tree, node, group, best, squared):
     return most, scans
 
 
-@njit(nogil=True)
+@inner
 def scan_lane(tree, bucket, lane, group, best, squared):
     """Append the bucket's points within one query's bound to its candidates; return how many it has now."""
     first = bucket * LANES
@@ -295,7 +295,7 @@ def scan_lane(tree, bucket, lane, group, best, squared):
     return count
 
 
-@njit(nogil=True, cache=True)
+@entry
 def count_rows(tree, queries, bound, first, last, offsets):
     """Count all points within reach for the groups [first, last): each row's number goes to offsets[row + 1].
 
@@ -308,8 +308,8 @@ def count_rows(tree, queries, bound, first, last, offsets):
     front = Front(bound, bound, NO_ID)
     for number in range(first, last):
         lanes, highest = load_group(group, queries, number)
-        bounds[:lanes] = bound
-        bounds[lanes:] = -1
+        for lane in range(LANES):
+            bounds[lane] = bound if lane < lanes else -1
         for lane in range(LANES):
             counts[lane] = -1 if group.itself[lane] >= 0 else 0
         waiting, node = next_bucket(tree, walk, start_walk(walk), group, front, highest)
@@ -326,7 +326,7 @@ def count_rows(tree, queries, bound, first, last, offsets):
     return total
 
 
-@njit(nogil=True, cache=True)
+@entry
 def list_rows(tree, queries, bound, first, last, offsets, neighbors, distances):
     """Write all points within reach for the groups [first, last), each row to its place and sorted by (distance, index).
 
@@ -339,8 +339,8 @@ def list_rows(tree, queries, bound, first, last, offsets, neighbors, distances):
     front = Front(bound, bound, NO_ID)
     for number in range(first, last):
         lanes, highest = load_group(group, queries, number)
-        bounds[:lanes] = bound
-        bounds[lanes:] = -1
+        for lane in range(LANES):
+            bounds[lane] = bound if lane < lanes else -1
         longest = longest_row(group, lanes, offsets)
         together = longest <= _LONG
         step = LANES if together else 1
@@ -371,7 +371,7 @@ def list_rows(tree, queries, bound, first, last, offsets, neighbors, distances):
                 sort_pairs(neighbors[start : ends[lane]], distances[start : ends[lane]])
 
 
-@njit(nogil=True)
+@inner
 def scan_within(tree, node, lane, group, bound, squared):
     """Return the bits of the leaf's points within reach of one query; squared: T (LANES), receives all distances."""
     first = tree.bucket[node] * LANES
@@ -379,7 +379,7 @@ def scan_within(tree, node, lane, group, bound, squared):
     return scan_bucket(tree.coords, first * tree.d, tree.d, group.coords, lane, tree.ids, first, limit, bound, squared)
 
 
-@njit(nogil=True)
+@inner
 def longest_row(group, lanes, offsets):
     """Return the most neighbors that a query of the group has."""
     longest = 0
@@ -389,7 +389,7 @@ def longest_row(group, lanes, offsets):
     return longest
 
 
-@njit(nogil=True)
+@inner
 def write_sorted(beside, longest, lanes, rows, offsets, neighbors, distances):
     """Sort what the first `lanes` queries have collected side by side, and write it to their places."""
     size = 1
@@ -400,7 +400,7 @@ def write_sorted(beside, longest, lanes, rows, offsets, neighbors, distances):
         for at in range(filled * LANES + lane, size * LANES, LANES):
             beside.distances[at] = np.inf
             beside.ids[at] = NO_ID
-    sort_rows(beside.distances, beside.ids, 0, size)
+    sort_rows(beside.distances, beside.ids, np.int64(0), size)
     for lane in range(lanes):
         start = offsets[rows[lane]]
         for i in range(offsets[rows[lane] + 1] - start):
@@ -408,10 +408,36 @@ def write_sorted(beside, longest, lanes, rows, offsets, neighbors, distances):
             distances[start + i] = beside.distances[i * LANES + lane]
 
 
-@njit(nogil=True)
+@inner
 def sort_pairs(ids, distances):
-    """Sort (distance, id) pairs in place, ties to the lower id."""
-    by_id = np.argsort(ids)
-    order = by_id[np.argsort(distances[by_id], kind="mergesort")]
-    ids[:] = ids[order]
-    distances[:] = distances[order]
+    """Sort (distance, id) pairs in place, ties to the lower id.
+
+    Heapsort (Williams 1964, Floyd 1964). Numba compiles its own argsort for three seconds in every process that has no cache.
+    """
+    size = len(ids)
+    for top in range(size // 2 - 1, -1, -1):
+        sift_down(ids, distances, top, size)
+    for last in range(size - 1, 0, -1):
+        ids[0], ids[last] = ids[last], ids[0]
+        distances[0], distances[last] = distances[last], distances[0]
+        sift_down(ids, distances, np.int64(0), last)
+
+
+@inner
+def sift_down(ids, distances, top, size):
+    """Let the pair at `top` of a heap of the first `size` pairs, largest first, sink to where it belongs."""
+    while 2 * top + 1 < size:
+        child = 2 * top + 1
+        if child + 1 < size and pair_before(ids, distances, child, child + 1):
+            child += 1
+        if not pair_before(ids, distances, top, child):
+            return
+        ids[top], ids[child] = ids[child], ids[top]
+        distances[top], distances[child] = distances[child], distances[top]
+        top = child
+
+
+@inner
+def pair_before(ids, distances, a, b):
+    """Return True when pair a sorts before pair b."""
+    return distances[a] < distances[b] or (distances[a] == distances[b] and ids[a] < ids[b])

@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import config, njit, types
+from numba import config, types
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+from pcct_core.jit import inner
 
 QUERIES = 8  # queries that share one load in `project_bucket`: 16 accumulators of 64 bytes, half of AVX-512's registers
 PAIRS = 4  # rows that share one load in `multiply_rows`
@@ -281,13 +283,10 @@ def _screen_bucket(typingctx, squared, at, products, to, roots, first, shape, li
             power = builder.bitcast(builder.shl(bits, ir.Constant(words, [23] * lanes)), vector)
             factor = call("fmuladd", call("fmuladd", h, a, g), a, same(1.0))
             correlation = builder.fmul(factor, builder.fmul(p, power))
-            clamped = builder.fcmp_ordered("<=", x, same(-_LOWEST))
-            correlation = builder.select(clamped, same(0.0), correlation)
             product = _load(builder, context, products_t, products_v, builder.add(to_v, shift), lanes)
             residual = call("fabs", builder.fsub(correlation, product))
             root = _load(builder, context, roots_t, roots_v, builder.add(first_v, shift), lanes)
             near = builder.fcmp_unordered("<=", builder.fsub(builder.fmul(limits, root), residual), slacks)
-            near = builder.or_(near, builder.fcmp_ordered("==", s, same(0.0)))
             bits = _bits(builder, near)
             mask = builder.or_(mask, builder.shl(bits, ir.Constant(ir.IntType(32), part * lanes)))
         return mask
@@ -435,11 +434,10 @@ if config.DISABLE_JIT:
         u, c, g, h = shape
         s = np.minimum(squared[at : at + LANES], _FAR).astype(np.float32)
         a = c * np.sqrt(s)
-        exponent = u * s + a
-        correlation = (np.float32(1) + (g + h * a) * a) * np.exp(-np.minimum(exponent, np.float32(_LOWEST)))
-        residual = np.abs(np.where(exponent >= _LOWEST, 0, correlation) - products[to : to + LANES])
+        correlation = (np.float32(1) + (g + h * a) * a) * np.exp(-np.minimum(u * s + a, np.float32(_LOWEST)))
+        residual = np.abs(correlation - products[to : to + LANES])
         with np.errstate(invalid="ignore"):
-            return _pack(~(np.float32(limit) * roots[first : first + LANES] - residual > slack) | (s == 0))
+            return _pack(~(np.float32(limit) * roots[first : first + LANES] - residual > slack))
 
     def multiply_rows(rows: Any, at: int, others: Any, starts: Any, width: int, out: Any) -> None:  # noqa: D103
         for i, start in enumerate(starts):
@@ -465,7 +463,7 @@ if config.DISABLE_JIT:
 
 else:
 
-    @njit(nogil=True)
+    @inner
     def scan_bucket(coords, offset, d, queries, lane, ids, first, limit, bound, out):
         """Compute squared distances from one query to the 32 points of a bucket.
 
@@ -478,7 +476,7 @@ else:
         """
         return _scan_bucket(coords, offset, d, queries, lane, ids, first, np.int32(limit), bound, out)
 
-    @njit(nogil=True)
+    @inner
     def reach_box(queries, bounds, low, high, node, d):
         """Return uint32 whose bit l is set where query l may have a point of the box within its bound.
 
@@ -488,7 +486,7 @@ else:
         """
         return _reach_box(queries, bounds, low, high, node, d)
 
-    @njit(nogil=True)
+    @inner
     def order_rows(distances, ids, low, high):
         """Exchange two rows of LANES (distance, id) pairs lane by lane where row `high` sorts before row `low`.
 
@@ -497,7 +495,7 @@ else:
         """
         _order_rows(distances, ids, low, high)
 
-    @njit(nogil=True)
+    @inner
     def project_bucket(blocks, offset, count, queries, at, out, to):
         """Add the inner products of eight queries with the 32 rows of a block, over `count` of their coordinates.
 
@@ -508,18 +506,18 @@ else:
         """
         _project_bucket(blocks, offset, count, queries, at, out, to)
 
-    @njit(nogil=True)
+    @inner
     def screen_bucket(squared, at, products, to, roots, first, shape, limit, slack):
         """Return uint32 whose bit j is set where point j of a bucket may have a large residual covariance with a query.
 
         That is where limit * root_j - |K_j - product_j| ≤ slack in float32 or is no number, with K_j the correlation at
-        squared_j, computed within SINGLE_ERROR; and where squared_j is 0, since equal points are as near as can be.
+        squared_j, computed within SINGLE_ERROR.
         squared: float64 flat, scaled, from `at` on. products: float32 flat, from `to` on. roots: float32 flat, from `first`
         on. shape: float32 (4,), see `kernels.kernel_shape`. limit, slack: float32.
         """
         return _screen_bucket(squared, at, products, to, roots, first, shape, np.float32(limit), np.float32(slack))
 
-    @njit(nogil=True)
+    @inner
     def multiply_rows(rows, at, others, starts, width, out):
         """Write to out[:PAIRS] the inner products of one row with four others; float64.
 
@@ -528,27 +526,27 @@ else:
         """
         _multiply_rows(rows, at, others, starts, width, out)
 
-    @njit(nogil=True)
+    @inner
     def fit_below(products, at, halves, first, bound):
         """Return uint32 whose bit j is set where halves[first + j] - products[at + j] ≤ bound, j < LANES; both T flat."""
         return _fit_below(products, at, halves, first, bound)
 
-    @njit(nogil=True)
+    @inner
     def lowest_bit(mask):
         """Return the index of the lowest set bit of a uint32 that is not zero."""
         return _lowest_bit(mask)
 
-    @njit(nogil=True)
+    @inner
     def drop_lowest_bit(mask):
         """Return the uint32 mask without its lowest set bit."""
         return np.uint32(mask & (mask - np.uint32(1)))
 
-    @njit(nogil=True)
+    @inner
     def count_bits(mask):
         """Return how many bits of a uint32 are set."""
         return np.int64(_count_bits(mask))
 
-    @njit(nogil=True)
+    @inner
     def keep_bits(mask, other):
         """Return the uint32 of the bits that two of them share."""
         return np.uint32(mask & other)

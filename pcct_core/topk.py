@@ -13,8 +13,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
+from pcct_core.jit import inner
 from pcct_core.simd import LANES, order_rows
 
 NO_ID = np.int32(2**31 - 1)  # sorts after every point, so an empty place is always last
@@ -42,31 +42,37 @@ class Best(NamedTuple):
     room: int
 
 
-@njit(nogil=True)
+@inner
 def make_best(k, dtype_of):
-    """Return an empty Best for k neighbors with distances in the type of the array `dtype_of`."""
+    """Return a Best for k neighbors with distances in the type of the array `dtype_of`; `clear_best` fills it in."""
     size = 16
     while size < k:
         size *= 2
     room = max(2 * LANES, 2 * size)
-    distances = np.full((size + room) * LANES, np.inf, dtype_of.dtype)
-    ids = np.full((size + room) * LANES, NO_ID, np.int32)
-    counts = np.zeros(LANES, np.int64)
-    return Best(distances, ids, counts, np.empty(LANES, dtype_of.dtype), np.zeros(1, np.int64), k, size, room)
+    distances, bounds = np.empty((size + room) * LANES, dtype_of.dtype), np.empty(LANES, dtype_of.dtype)
+    ids, counts = np.empty((size + room) * LANES, np.int32), np.empty(LANES, np.int64)
+    return Best(distances, ids, counts, bounds, np.empty(1, np.int64), k, size, room)
 
 
-@njit(nogil=True)
+@inner
 def clear_best(best, lanes):
     """Forget all candidates; the first `lanes` queries accept everything, the others nothing."""
-    best.distances[:] = np.inf
-    best.ids[:] = NO_ID
-    best.counts[:] = -best.size
+    forget_rows(best.distances, best.ids, np.int64(0), best.size + best.room)
     best.settled[0] = 0
-    best.bounds[:lanes] = np.inf
-    best.bounds[lanes:] = -1
+    for lane in range(LANES):
+        best.counts[lane] = -best.size
+        best.bounds[lane] = np.inf if lane < lanes else -1
 
 
-@njit(nogil=True)
+@inner
+def forget_rows(distances, ids, start, stop):
+    """Empty the rows [start, stop). By a loop: Numba compiles 3 s for assignments to slices, to say when shapes differ."""
+    for at in range(start * LANES, stop * LANES):
+        distances[at] = np.inf
+        ids[at] = NO_ID
+
+
+@inner
 def take_row(best, lane, row, neighbors, distances):
     """Give a query that was just cleared the k candidates of its row, int32 and T (n, k), in any order."""
     farthest = distances.dtype.type(0)
@@ -79,7 +85,7 @@ def take_row(best, lane, row, neighbors, distances):
     best.bounds[lane] = radius_bound(farthest, distances)
 
 
-@njit(nogil=True)
+@inner
 def sort_rows(distances, ids, first, size):
     """Sort rows [first, first + size) in every lane; size is a power of two. Batcher's odd-even merge sort."""
     p = 1
@@ -96,7 +102,7 @@ def sort_rows(distances, ids, first, size):
         p <<= 1
 
 
-@njit(nogil=True)
+@inner
 def full_best(best, most):
     """Return True when the candidates should be settled before another bucket; most: the largest of best.counts.
 
@@ -105,7 +111,7 @@ def full_best(best, most):
     return most > (best.room - LANES if best.settled[0] else 0)
 
 
-@njit(nogil=True)
+@inner
 def sort_chunk(distances, ids, first, rows):
     """Sort rows [first, first + rows) and the empty ones after them, as far as a power of two reaches."""
     size = 1
@@ -114,7 +120,7 @@ def sort_chunk(distances, ids, first, rows):
     sort_rows(distances, ids, first, size)
 
 
-@njit(nogil=True)
+@inner
 def merge_rows(distances, ids, first, size):
     """Leave in rows [0, size) the lowest of them and of rows [first, first + size), sorted; both come sorted."""
     for i in range(size):
@@ -135,13 +141,13 @@ class Front(NamedTuple):
     index: Any
 
 
-@njit(nogil=True)
+@inner
 def open_front(best):
     """Return the front of a group that has found nothing yet: everything can be gained."""
     return Front(best.bounds[0], best.bounds[0], NO_ID)
 
 
-@njit(nogil=True)
+@inner
 def radius_bound(r, typed):
     """Return a bound on squared distances that loses no point whose rounded distance is at most r.
 
@@ -154,24 +160,24 @@ def radius_bound(r, typed):
     return r * r * slack + number(np.finfo(typed.dtype).tiny)
 
 
-@njit(nogil=True)
+@inner
 def settle(best, lanes):
     """Sort and merge what was appended, lower the bounds of the first `lanes` queries, return their front."""
     distances, ids, size = best.distances, best.ids, best.size
     rows = -size
     for lane in range(lanes):
         rows = max(rows, best.counts[lane])
-    best.counts[:] = 0
+    for lane in range(LANES):
+        best.counts[lane] = 0
     if not best.settled[0]:
-        sort_chunk(distances, ids, 0, min(size, size + rows))
+        sort_chunk(distances, ids, np.int64(0), min(size, size + rows))
         best.settled[0] = 1
     for first in range(size, size + rows, size):
         sort_chunk(distances, ids, first, min(size, size + rows - first))
         merge_rows(distances, ids, first, size)
     rows = max(rows, 0)
     stop = size + (rows + size - 1) // size * size
-    distances[size * LANES : stop * LANES] = np.inf
-    ids[size * LANES : stop * LANES] = NO_ID
+    forget_rows(distances, ids, size, stop)
     last = (best.k - 1) * LANES
     zero = distances.dtype.type(0)
     bound, distance, index = zero, zero, np.int32(0)
@@ -184,7 +190,7 @@ def settle(best, lanes):
     return Front(bound, distance, index)
 
 
-@njit(nogil=True)
+@inner
 def write_rows(best, lanes, rows, neighbors, distances):
     """Write the k best of the first `lanes` queries to their rows of the answer.
 

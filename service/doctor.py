@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 from pydantic import ValidationError
 
+from pcct_core.files import find_code_directory
 from service.embedded import EmbeddedStoreError, find_server
 from service.processes import own_command
 from service.settings import ServiceSettings, unknown_variables
@@ -178,22 +179,15 @@ def judge_store(name: str, facts: dict[str, Any]) -> Iterator[Finding]:
 
 
 def check_kernel_cache() -> Iterator[Finding]:
-    """Find where Numba keeps compiled kernels: it takes the first of its places that can be written."""
+    """Find where compiled code is kept."""
     if numba_jit_disabled():
         yield Finding("problem", "kernel cache", "NUMBA_DISABLE_JIT is set: kernels run as Python", "unset it")
-    chosen = numba_cache_dir()
-    places = [Path(__file__).resolve().parents[1] / "pcct_core" / "__pycache__", Path.home() / ".cache" / "numba"]
-    if chosen is not None:
-        places.insert(0, chosen)
-        why = why_not_writable(chosen)
-        if why is not None:
-            yield Finding("warning", "kernel cache", f"NUMBA_CACHE_DIR={chosen}: {why}", "unset or correct it")
-    place = next((place for place in places if why_not_writable(place) is None), None)
-    if place is not None:
+    place, told = find_code_directory(numba_cache_dir())
+    if not told:
         yield Finding("ok", "kernel cache", str(place))
-    else:
-        fact = f"none of {', '.join(map(str, places))} can be written"
-        yield Finding("problem", "kernel cache", fact, "set NUMBA_CACHE_DIR to a directory that can be written")
+        return
+    fact, _, advice = told.rpartition("; ")
+    yield Finding("problem" if place is None else "warning", "kernel cache", fact, advice)
 
 
 def check_data_dir(settings: SharedSettings) -> Iterator[Finding]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import signal
 import subprocess
 import sys
@@ -20,23 +19,14 @@ if TYPE_CHECKING:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Forget compiled kernels that are older than the source of any kernel.
+    """Compile before several processes run the tests: each would else compile for itself."""
+    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
+        from worker.compiling import SHIFTS
 
-    Numba's cache watches only the file of the function it compiled, not the files of what that function inlines: without
-    this, tests of an edited `topk` or `simd` would run searches that still hold the old one. Where several processes run the
-    tests, the kernels are compiled before they start: each would else compile all of them.
-    """
-    if hasattr(config, "workerinput"):
-        return
-    core = Path(__file__).parents[1] / "pcct_core"
-    newest = max(file.stat().st_mtime for file in core.glob("*.py") if "from numba" in file.read_text())
-    for index in (core / "__pycache__").glob("*.nbi"):
-        with contextlib.suppress(FileNotFoundError):  # another test process forgets it too
-            if index.stat().st_mtime < newest:
-                index.unlink()
-    if config.getoption("numprocesses", None) and not any((core / "__pycache__").glob("*.nbi")):
-        print("compiling the kernels, once for all test processes", flush=True)
-        subprocess.run([sys.executable, "-c", "from worker.main import load_warm_build as warm; warm()"], check=True)
+        print("compiling, once for all test processes", flush=True)
+        commands = [[sys.executable, "-P", "-m", "pcct_core.warm", *shift] for shift in SHIFTS]
+        compilers = [subprocess.Popen(command, stdin=subprocess.PIPE) for command in commands]
+        assert [compiler.wait() for compiler in compilers] == [0] * len(compilers)
 
 
 @pytest.fixture

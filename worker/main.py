@@ -1,4 +1,4 @@
-"""The worker process: say "alive", warm the kernels, take jobs until told to stop, hand back what is unfinished."""
+"""The worker process: say "alive", load the core, take jobs until told to stop, hand back what is unfinished."""
 
 from __future__ import annotations
 
@@ -13,15 +13,13 @@ from contextlib import suppress
 from functools import partial
 from typing import NoReturn
 
-import numpy as np
 import structlog
 from redis.exceptions import RedisError
 
-from pcct_core.spec import Cosine, Euclidean, GraphSpec, Haversine, Inducing, Matern52, Order, Residual
+from worker.compiling import FIRST, SHIFTS, Compiling
 from worker.follow import Follower
 from worker.logs import configure_logs
 from worker.patience import patiently
-from worker.query import QuerySpec, answer_query
 from worker.run import Build, Runner
 from worker.settings import WorkerSettings
 from worker.store import NewerLayout, Store, WorkerInfo
@@ -29,10 +27,11 @@ from worker.tasks import Job, Queue
 from worker.traces import start_traces, stop_traces
 from worker.tracks import Tracks
 
-_NOBODY = "0" * 64  # asks while warming up; no dataset has this id
 _SWEEP_S = 60.0
 _BEATS_TO_LIVE = 5  # a worker counts as gone after missing this many heartbeats
-_BEATS_TO_COMPILE = 30  # the same while its kernels compile: the compiler lets nothing else run for up to ten seconds
+_BEATS_TO_LOAD = (
+    30  # the same while it loads the core: a compiler in this process lets nothing else run for up to ten seconds
+)
 
 _log = structlog.stdlib.get_logger("pcct.worker")
 
@@ -44,43 +43,33 @@ def run_worker(
 ) -> NoReturn:
     """Work until SIGTERM or SIGINT, then end this process.
 
-    load_build: returns what builds graphs; None for the core, loaded and warmed.
+    load_build: returns what builds graphs, which lacks no code; None for the core.
     """
     configure_logs(settings)
     start_traces("pcct-worker")
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        status = runner.run(_work(settings, load_build or load_warm_build))
+        load = load_core if load_build is None else lambda: (load_build(), Compiling.nothing())
+        status = runner.run(_work(settings, load))
     stop_traces()
     # A build that was left behind may still run compiled code, which must not meet a dying interpreter.
     os._exit(status)
 
 
-def load_warm_build() -> Build:
-    """Import the core and run every kind of graph and query once on a few points, so that no user waits for the compiler."""
-    from pcct_core.graph import build_graph
-    from pcct_core.lookup import GateLookup
+def load_core() -> tuple[Build, Compiling]:
+    """Import the core, and read the machine code that most graphs need; return what builds graphs, and what is to be compiled.
 
-    generator = np.random.default_rng(0)
-    orders: tuple[Order, ...] = ("maximin", "hilbert", "random", "coordinate", "given")
-    for dtype in (np.float64, np.float32):
-        for d, metric in ((2, Haversine()), (3, Euclidean(0.5)), (3, Cosine()), (24, Euclidean())):
-            points = generator.uniform(1.0, 2.0, (300, d)).astype(dtype)
-            build_graph(points, GraphSpec(kind="knn", k=4, metric=metric))
-            build_graph(points, GraphSpec(kind="radius", radius=0.1, metric=metric))
-            answer_query(points, points[:40], QuerySpec(_NOBODY, 4, metric))
-            for order in orders if d == 3 else orders[:1]:
-                build_graph(points, GraphSpec(kind="vecchia", k=4, metric=metric, order=order))
-    # More points than share one tree, so that what lays out a smaller one is compiled too.
-    points = generator.random((2100, 2))
-    residual = Residual(Matern52(1.0), Inducing(8))
-    build_graph(points, GraphSpec(kind="vecchia", k=4, metric=residual, order="given"))
-    lookup = GateLookup(np.empty(0), np.full(1, 4.0), residual.kernel.name, 4)
-    for kind in ("vecchia", "knn"):
-        # So few points are audited at a low recall alone: all pairs cost less where more must be drawn.
-        gated = GraphSpec(kind=kind, k=4, metric=residual, order="given", accuracy=0.9, gate="lookup")
-        build_graph(points, gated, lookup=lookup)
-    answer_query(points[:300], points[:40], QuerySpec(_NOBODY, 4, residual))
-    return build_graph
+    Where no files can be kept, everything is compiled before this returns, in this process.
+    """
+    from pcct_core import jit, warm
+    from pcct_core.graph import build_graph
+
+    if jit.code_directory() is None:
+        for part in warm.PARTS:
+            warm.warm(part)
+        return build_graph, Compiling.nothing()
+    if warm.is_warm(FIRST):
+        warm.warm(FIRST)
+    return build_graph, Compiling({part: takes_s for part, takes_s in warm.PARTS.items() if not warm.is_warm(part)})
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -92,7 +81,7 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return new_event_loop
 
 
-async def _work(settings: WorkerSettings, load_build: Callable[[], Build]) -> int:
+async def _work(settings: WorkerSettings, load: Callable[[], tuple[Build, Compiling]]) -> int:
     name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
     store, queue = Store.from_settings(settings), Queue.from_settings(settings)
     refreshes = Queue.refresh_from_settings(settings)
@@ -104,27 +93,32 @@ async def _work(settings: WorkerSettings, load_build: Callable[[], Build]) -> in
 
     def info() -> WorkerInfo:
         graph = next((graph for runner in runners for graph in runner.building), None)
-        return WorkerInfo(name, os.getpid(), warm=bool(runners), graph=graph)
+        missing = runners[0].compiling.missing if runners else ()
+        return WorkerInfo(name, os.getpid(), bool(runners) and FIRST not in missing, graph, missing)
 
     tracks = Tracks(store, refreshes, queue)
     beats = asyncio.create_task(_beat(store, info, settings.heartbeat_s, leaving), name="pcct heartbeat")
     sweeps = asyncio.create_task(_sweep(tracks, settings.track_idle_s, leaving), name="pcct sweep")
+    compilers: list[asyncio.Task[None]] = []
     status = 0
     try:
         with suppress(RedisError):  # a first look, before minutes of compiling
             await store.check_layout()
         started = time.perf_counter()
-        build = await _loaded(load_build, stopping)
-        if build is not None:
+        loaded = await _loaded(load, stopping)
+        if loaded is not None:
+            build, compiling = loaded
             await _check_layout(store, stopping)
             threads = settings.refresh_threads or max(1, len(os.sched_getaffinity(0)) - 1)
-            runner = Runner(store, queue, settings, build, stopping, settings.threads)
-            refresher = Runner(store, None, settings, build, stopping, threads)
+            runner = Runner(store, queue, settings, build, stopping, settings.threads, compiling=compiling)
+            refresher = Runner(store, None, settings, build, stopping, threads, compiling=compiling)
             follower = Follower(store, tracks, refresher, settings.refresh_timeout_s, stopping)
             runners += [runner, refresher]
             with suppress(RedisError):
                 await _say_alive(store, info(), settings.heartbeat_s)
-            _log.info("worker ready", worker=name, warm_up_s=round(time.perf_counter() - started, 2))
+            loading_s = round(time.perf_counter() - started, 2)
+            _log.info("worker ready", worker=name, loading_s=loading_s, compiling=compiling.missing)
+            compilers.append(asyncio.create_task(compiling.run(SHIFTS), name="pcct compilers"))
             take = partial(_take_jobs, name=name, redelivery_s=settings.redelivery_s, stopping=stopping)
             async with asyncio.TaskGroup() as group:
                 group.create_task(take(queue, runner.run_job))
@@ -137,9 +131,9 @@ async def _work(settings: WorkerSettings, load_build: Callable[[], Build]) -> in
         status = 1
     finally:
         leaving.set()
-        beats.cancel()
-        sweeps.cancel()
-        await asyncio.wait({beats, sweeps})
+        for task in (beats, sweeps, *compilers):
+            task.cancel()
+        await asyncio.wait({beats, sweeps, *compilers})
         with suppress(RedisError):
             await store.leave(name)
             await queue.aclose()
@@ -163,9 +157,11 @@ async def _take_jobs(queue: Queue, job: Job, *, name: str, redelivery_s: float, 
         stopping.set()
 
 
-async def _loaded(load_build: Callable[[], Build], stopping: asyncio.Event) -> Build | None:
-    """Return the loaded build, or None when the worker was told to stop before; loading goes on in a thread."""
-    loading = asyncio.ensure_future(asyncio.to_thread(load_build))
+async def _loaded(
+    load: Callable[[], tuple[Build, Compiling]], stopping: asyncio.Event
+) -> tuple[Build, Compiling] | None:
+    """Return what was loaded, or None when the worker was told to stop before; loading goes on in a thread."""
+    loading = asyncio.ensure_future(asyncio.to_thread(load))
     stop = asyncio.create_task(stopping.wait())
     await asyncio.wait({loading, stop}, return_when=asyncio.FIRST_COMPLETED)
     stop.cancel()
@@ -176,7 +172,7 @@ async def _loaded(load_build: Callable[[], Build], stopping: asyncio.Event) -> B
 
 
 async def _say_alive(store: Store, worker: WorkerInfo, every_s: float) -> None:
-    await store.beat(worker, every_s * (_BEATS_TO_LIVE if worker.warm else _BEATS_TO_COMPILE))
+    await store.beat(worker, every_s * (_BEATS_TO_LIVE if worker.warm else _BEATS_TO_LOAD))
 
 
 async def _beat(store: Store, info: Callable[[], WorkerInfo], every_s: float, leaving: asyncio.Event) -> None:

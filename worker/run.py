@@ -28,6 +28,7 @@ from redis.exceptions import RedisError
 from pcct_core.errors import Cancelled, InvalidPoints, InvalidSpec, NotPositiveDefinite
 from pcct_core.lookup import GateLookup
 from pcct_core.spec import MAX_PAIRS, GraphSpec, Residual
+from worker.compiling import Compiling, parts_needed
 from worker.eviction import NamespaceFull
 from worker.metrics import observe_build
 from worker.patience import patiently
@@ -77,6 +78,7 @@ class Runner:
     yields: whether its builds have a lower priority than the rest of the process.
     queue: where a job is handed back to; None where whoever runs the attempt sees to that.
     building: ids of the graphs being built, one at most; shared by what `within` and `yielding` return.
+    compiling: the machine code that is still to come; builds that need it wait.
     """
 
     store: Store
@@ -87,6 +89,7 @@ class Runner:
     threads: int | None = None
     yields: bool = False
     building: list[str] = field(default_factory=list)
+    compiling: Compiling = field(default_factory=Compiling.nothing)
 
     def __post_init__(self) -> None:
         self._trees = TreeCache(self.settings.tree_cache_bytes)
@@ -199,12 +202,23 @@ class Runner:
         if isinstance(spec, QuerySpec):
             asked = await self._asked(dataset, spec)
             queries = await self._patiently(partial(self.store.load_points, spec.queries))
-            return partial(answer_query, asked, queries, spec, threads=self.threads, max_pairs=max_pairs)
+            ask = partial(answer_query, asked, queries, spec, threads=self.threads, max_pairs=max_pairs)
+            return self._when_compiled(spec, queries, ask)
         points = await self._patiently(partial(self.store.load_points, dataset))
         call = partial(self.build, points, spec, threads=self.threads)
         if spec.kind == "radius":
-            return partial(call, max_pairs=max_pairs)
-        return partial(call, lookup=await self._profile(dataset, spec)) if spec.gate == "lookup" else call
+            call = partial(call, max_pairs=max_pairs)
+        elif spec.gate == "lookup":
+            call = partial(call, lookup=await self._profile(dataset, spec))
+        return self._when_compiled(spec, points, call)
+
+    def _when_compiled(
+        self, spec: Wish, points: NDArray[Any], call: Callable[..., Graph | QueryAnswer]
+    ) -> Callable[..., Graph | QueryAnswer]:
+        """Return the call, behind a wait for the machine code that it needs while that is still to come."""
+        if not self.compiling.missing:
+            return call
+        return partial(self.compiling.after, parts_needed(spec, points), call)
 
     async def _asked(self, dataset: str, spec: QuerySpec) -> NDArray[Any] | CoverTree:
         """Return the tree of a dataset that was asked before, or its points; raises UnknownDataset when it was deleted."""

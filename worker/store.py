@@ -173,12 +173,17 @@ class GraphRecord:
 
 @dataclass(frozen=True)
 class WorkerInfo:
-    """A worker alive within the last seconds. warm: its kernels are compiled. graph: id being built, or None."""
+    """A worker alive within the last seconds.
+
+    warm: it takes jobs, and has the machine code that most of them need. graph: id being built, or None.
+    compiling: names of the parts of its machine code that are still to come.
+    """
 
     name: str
     pid: int
     warm: bool
     graph: str | None
+    compiling: tuple[str, ...] = ()
 
 
 class Usage(NamedTuple):
@@ -897,7 +902,8 @@ class Store:
 
     async def beat(self, worker: WorkerInfo, ttl_s: float) -> None:
         """Say that a worker is alive; it counts as gone after ttl_s seconds without."""
-        value = _dump({"pid": worker.pid, "warm": worker.warm, "graph": worker.graph})
+        found = {"pid": worker.pid, "warm": worker.warm, "graph": worker.graph, "compiling": worker.compiling}
+        value = _dump(found)
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.set(Keys.worker(worker.name), value, px=int(ttl_s * 1000))
             pipe.sadd(Keys.workers, worker.name)
@@ -921,7 +927,10 @@ class Store:
             with dispensable():
                 await cast(Any, self._redis.srem(Keys.workers, *gone))
         found = {name: json.loads(value) for name, value in zip(names, values, strict=True) if value is not None}
-        return [WorkerInfo(name, beat["pid"], beat["warm"], beat["graph"]) for name, beat in found.items()]
+        return [
+            WorkerInfo(name, beat["pid"], beat["warm"], beat["graph"], tuple(beat.get("compiling", ())))
+            for name, beat in found.items()
+        ]
 
     # Inside
 

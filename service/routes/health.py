@@ -12,12 +12,16 @@ router = APIRouter(tags=["health"])
 
 
 class ReadyBody(BaseModel):
-    """What was found: jobs that wait or run, workers alive, and how many of those have compiled kernels."""
+    """What was found: jobs that wait or run, workers alive, and how many of those are ready for most graphs.
+
+    compiling: parts of the machine code that every worker still waits for; graphs that need them wait too.
+    """
 
     status: str
     jobs: int
     workers: int
     warm_workers: int
+    compiling: list[str]
 
 
 @router.head("/livez", include_in_schema=False)
@@ -39,5 +43,9 @@ async def read_readyz(response: Response, backend: InOpenBackend) -> ReadyBody:
         raise NotReady(warning)
     workers = await backend.store.workers()
     return ReadyBody(
-        status="ready", jobs=jobs, workers=len(workers), warm_workers=sum(worker.warm for worker in workers)
+        status="ready",
+        jobs=jobs,
+        workers=len(workers),
+        warm_workers=sum(worker.warm for worker in workers),
+        compiling=sorted(set.intersection(*(set(worker.compiling) for worker in workers if worker.warm))),
     )

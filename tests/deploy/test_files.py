@@ -41,7 +41,7 @@ def test_image_keeps_freed_memory(deploy: Path) -> None:
 def test_python_in_containers_runs_nothing_of_the_current_folder(deploy: Path) -> None:
     image = (deploy / "Dockerfile").read_text()
     assert "PYTHONSAFEPATH=1" in image.rpartition("FROM ")[2]
-    texts = [image, *((deploy / name).read_text() for name in ("entrypoint.sh", "compose.yml"))]
+    texts = [image, (deploy / "compose.yml").read_text()]
     for text in texts:
         assert not re.search(r"python[\"]?[,\s-]+-[cm]\b", text)
 
@@ -108,60 +108,12 @@ def test_the_image_has_what_an_operator_expects(deploy: Path) -> None:
     assert "USER pcct" in final
     assert "HEALTHCHECK" in final
     assert "pip" not in final
+    assert "python -P -m pcct_core.prebuild" in build
     assert "--without-pip" in build
     assert not re.search(r"^# syntax=|@sha256:", lines, re.MULTILINE)
     allowed = (deploy / "Dockerfile.dockerignore").read_text().split("!")[1:]
     copied = re.findall(r"^COPY (?!--from)(?:--\S+ )?(.+) \S+$", build, re.MULTILINE)
     assert {name for names in copied for name in names.split()} == {line.split()[0] for line in allowed}
-
-
-def test_the_entrypoint_runs_a_command_where_nothing_was_compiled(deploy: Path, tmp_path: Path) -> None:
-    script = [str(deploy / "entrypoint.sh"), "sh", "-c", "echo ${NUMBA_CPU_NAME-unset}"]
-    environment = {"PATH": "/usr/bin:/bin", "NUMBA_CACHE_DIR": str(tmp_path / "kernels")}
-    done = subprocess.run(script, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout == "unset\n"
-    assert not (tmp_path / "kernels").exists()
-
-
-@pytest.mark.parametrize("chosen", ["", "host", "x86-64"])
-def test_the_entrypoint_hands_down_compiled_kernels_unless_told_otherwise(
-    deploy: Path, tmp_path: Path, chosen: str
-) -> None:
-    script = tmp_path / "bin/entrypoint.sh"
-    script.parent.mkdir()
-    script.write_bytes((deploy / "entrypoint.sh").read_bytes())
-    script.chmod(0o755)
-    for level in ("x86-64-v3", "x86-64-v4", "generic"):
-        (tmp_path / "kernels" / level).mkdir(parents=True)
-        (tmp_path / "kernels" / level / "of").write_text(level)
-    # A processor that says nothing of itself.
-    (tmp_path / "bin/grep").write_text('#!/bin/sh\necho "flags : $FLAGS"\n')
-    (tmp_path / "bin/uname").write_text("#!/bin/sh\necho x86_64\n")
-    for name in ("grep", "uname"):
-        (tmp_path / "bin" / name).chmod(0o755)
-    base = "cx16 pni ssse3 sse4_1 sse4_2 lahf_lm popcnt xsave avx avx2 bmi1 bmi2 f16c fma abm movbe"
-    wide = "avx512f avx512bw avx512cd avx512dq avx512vl"
-    for flags, level in ((f"{base} {wide}", "x86-64-v4"), (base, "x86-64-v3"), (wide, None)):
-        cache = tmp_path / f"cache-{level}"
-        environment = {
-            "PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin",
-            "NUMBA_CACHE_DIR": str(cache),
-            "NUMBA_CPU_NAME": chosen,
-            "FLAGS": flags,
-        }
-        command = [str(script), "sh", "-c", "echo ${NUMBA_CPU_NAME:-unset}; echo ${NUMBA_CPU_FEATURES:-unset}"]
-        name, features = subprocess.run(
-            command, env=environment, capture_output=True, text=True, check=True
-        ).stdout.splitlines()
-        if chosen:
-            assert name == ("unset" if chosen == "host" else chosen)
-            assert not cache.exists()
-        elif level is None:
-            assert (name, features, cache.exists()) == ("unset", "unset", False)
-        else:
-            assert name == level
-            assert ("+avx512f" in features) == (level == "x86-64-v4")
-            assert (cache / "of").read_text() == level
 
 
 @pytest.mark.anyio

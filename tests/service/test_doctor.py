@@ -1,3 +1,4 @@
+import os
 import signal
 import subprocess
 import sys
@@ -135,16 +136,21 @@ def test_judge_store_knows_valkey_and_a_policy_without_a_limit():
     assert levels(findings) == ["ok"] * 3
 
 
-def test_check_kernel_cache_follows_numba(monkeypatch, tmp_path):
-    assert levels(doctor.check_kernel_cache()) == ["ok"]
+def test_check_kernel_cache_says_where_code_is_kept(monkeypatch, tmp_path):
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
-    assert [finding.fact for finding in doctor.check_kernel_cache()] == [str(tmp_path)]
-    monkeypatch.setenv("NUMBA_CACHE_DIR", "/proc/none")
-    assert levels(doctor.check_kernel_cache()) == ["warning", "ok"]
-    monkeypatch.setattr(doctor, "why_not_writable", lambda path: "read-only")
-    check_problem(list(doctor.check_kernel_cache()), "can be written")
+    assert [(finding.level, finding.fact) for finding in doctor.check_kernel_cache()] == [("ok", str(tmp_path))]
     monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
-    assert levels(doctor.check_kernel_cache()) == ["problem", "warning", "problem"]
+    assert levels(doctor.check_kernel_cache()) == ["problem", "ok"]
+
+
+@pytest.mark.parametrize(("shared", "level"), [(False, "warning"), (True, "problem")])
+def test_check_kernel_cache_gives_advice_that_helps(monkeypatch, tmp_path, shared, level):
+    monkeypatch.setenv("NUMBA_CACHE_DIR", "/proc/none")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    if shared:
+        (tmp_path / f"pcct-{os.getuid()}").mkdir(mode=0o755)
+    check_problem(list(doctor.check_kernel_cache()), "/proc/none", level=level)
+    assert next(doctor.check_kernel_cache()).fix == "set NUMBA_CACHE_DIR to a folder that can be written"
 
 
 def test_check_data_dir_finds_a_place_that_cannot_be_written_and_a_full_disk(monkeypatch, tmp_path):

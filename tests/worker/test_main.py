@@ -10,25 +10,26 @@ from contextlib import contextmanager
 import anyio
 import pytest
 
-from worker.main import load_warm_build
 from worker.store import Store
 
 pytestmark = pytest.mark.anyio
 
-# Prints the kernels that graphs need once more after the warm-up.
+# Prints what graphs compile once more when every part is there.
 WARM = """
 import sys
 import numpy as np
 from numba.core.dispatcher import Dispatcher
 import pcct_core as pc
-from worker.main import load_warm_build
+from pcct_core.graph import build_graph
+from pcct_core.warm import PARTS, warm
 
 def compiled():
     modules = [module for name, module in sys.modules.items() if name.startswith("pcct_core.")]
     kernels = {value for module in modules for value in vars(module).values() if isinstance(value, Dispatcher)}
     return {(kernel.py_func.__name__, signature) for kernel in kernels for signature in kernel.signatures}
 
-build_graph = load_warm_build()
+for part in PARTS:
+    warm(part)
 before = compiled()
 points = np.random.default_rng(1).random((9000, 3))
 residual = pc.Residual(pc.Matern32(0.2), inducing=16)
@@ -84,10 +85,27 @@ def start(load_build: str, url: str) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-def test_load_warm_build_returns_the_core() -> None:
+def test_load_core_reads_what_files_hold_and_names_what_they_lack(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pcct_core import warm
     from pcct_core.graph import build_graph
+    from worker.main import load_core
 
-    assert load_warm_build() is build_graph
+    loaded: list[str] = []
+    monkeypatch.setattr(warm, "is_warm", lambda part: part != "residual")
+    monkeypatch.setattr(warm, "warm", loaded.append)
+    build, compiling = load_core()
+    assert (build, compiling.missing, loaded) == (build_graph, ("residual",), ["float64"])
+
+
+def test_load_core_compiles_everything_itself_where_no_files_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pcct_core import jit, warm
+    from worker.main import load_core
+
+    loaded: list[str] = []
+    monkeypatch.setattr(jit, "code_directory", lambda: None)
+    monkeypatch.setattr(warm, "warm", loaded.append)
+    assert load_core()[1].missing == ()
+    assert loaded == list(warm.PARTS)
 
 
 def test_nothing_is_left_to_compile_once_it_is_warm() -> None:

@@ -13,7 +13,7 @@ async def test_livez_answers_without_store_or_worker(start_service):
 async def test_readyz_counts_jobs_and_workers(service):
     answer = await service.client.get("/readyz")
     assert answer.status_code == 200
-    assert answer.json() == {"status": "ready", "jobs": 0, "workers": 1, "warm_workers": 1}
+    assert answer.json() == {"status": "ready", "jobs": 0, "workers": 1, "warm_workers": 1, "compiling": []}
 
 
 async def test_readyz_counts_the_jobs_of_tracks_too(service):

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import sys
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pcct_core.errors import Cancelled
+from pcct_core.spec import GraphSpec, Haversine, Matern52, Residual
+from worker.compiling import PHASE, Compiling, parts_needed
+
+pytestmark = pytest.mark.anyio
+
+
+def build(progress: Any, cancel: Any) -> str:
+    return "built"
+
+
+def test_a_build_waits_for_what_it_needs_and_says_so() -> None:
+    compiling = Compiling({"float64": 4.0, "residual": 6.0})
+    told: list[tuple[str, int, int]] = []
+    said, answer = threading.Event(), []
+
+    def progress(*what: Any) -> None:
+        told.append(what)
+        said.set()
+
+    def wait() -> None:
+        answer.append(compiling.after(["float64", "residual"], build, progress=progress, cancel=threading.Event()))
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    assert said.wait(60)
+    compiling.arrived(["float64"])
+    assert compiling.missing == ("residual",)
+    assert not answer
+    compiling.arrived(["residual"])
+    waiting.join(60)
+    assert answer == ["built"]
+    assert {(phase, total) for phase, _, total in told} == {(PHASE, 100)}
+    assert all(0 <= done < total for _, done, total in told)
+
+
+def test_a_build_waits_for_nothing_else() -> None:
+    compiling = Compiling({"residual": 6.0})
+    assert compiling.after(["float64"], build, cancel=threading.Event()) == "built"
+
+
+def test_a_build_that_waits_can_be_cancelled() -> None:
+    cancel = threading.Event()
+    cancel.set()
+    with pytest.raises(Cancelled):
+        Compiling({"float64": 4.0}).after(["float64"], build, cancel=cancel)
+
+
+async def test_a_compiler_that_fails_holds_no_build_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    compiling = Compiling({"float64": 4.0, "residual": 6.0})
+    await compiling.run([("float64", "dense"), ("residual",)])
+    assert compiling.missing == ()
+
+
+@pytest.mark.parametrize(
+    ("spec", "dtype", "d", "parts"),
+    [
+        (GraphSpec(), np.float64, 3, ("float64",)),
+        (GraphSpec(), np.float64, 20, ("float64", "dense")),
+        (GraphSpec(), np.float32, 3, ("float64", "float32")),
+        (GraphSpec(kind="radius", radius=1.0), np.float32, 20, ("float64", "radius", "float32", "float32-radius")),
+        (GraphSpec(metric=Haversine()), np.float64, 2, ("float64",)),
+        (GraphSpec(metric=Residual(Matern52(1.0))), np.float32, 2, ("float64", "residual")),
+    ],
+)
+def test_parts_needed(spec: GraphSpec, dtype: type, d: int, parts: tuple[str, ...]) -> None:
+    assert parts_needed(spec, np.empty((1, d), dtype)) == parts
