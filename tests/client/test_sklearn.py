@@ -215,4 +215,4 @@ def test_missing_packages_are_named_with_their_extra(monkeypatch):
 
 def test_importing_it_loads_no_compiler():
     code = "import sys, pcct_client.sklearn; assert not {'numba', 'pcct_core', 'fastapi'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=280)

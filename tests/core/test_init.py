@@ -18,7 +18,7 @@ def run_python(*args, **environment):
         env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=280,
         check=False,
     )
     assert answer.returncode == 0, answer.stdout + answer.stderr
