@@ -321,7 +321,7 @@ PROBLEMS: Mapping[type[Exception], Problem] = {
         "epoch-backwards",
         "The epoch goes backwards",
         cause="A refresh has a smaller epoch than one before: two loops share the track, or a loop began anew.",
-        fix="Count on from the largest epoch so far, leave `epoch` out, or start a track of its own.",
+        fix="Count on from the largest epoch so far, which `seen_epoch` names, leave `epoch` out, or start a track of its own.",
         example="epoch 3 is before 7, which this track has seen; epochs only go up: use 7 or more",
     ),
     NotAHyperparameter: Problem(
@@ -629,7 +629,7 @@ async def _answer(request: Request, error: Exception) -> JSONResponse:
         detail = problem.example
     elif problem.slug == "truncated-request":
         detail = problem.example
-    extra = {name: getattr(error, name, None) for name in ("row", "field", "state")}
+    extra = {name: getattr(error, name, None) for name in ("row", "field", "state", "seen_epoch")}
     return _response(problem, problem_body(problem, detail, **extra), getattr(error, "headers", None))
 
 

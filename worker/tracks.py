@@ -86,13 +86,14 @@ class TooManyTracks(PcctError):
 
 
 class EpochBackwards(PcctError):
-    """A refresh came with an epoch below one that the track has seen; `field` is "epoch"."""
+    """A refresh came with an epoch below one that the track has seen, `seen_epoch`; `field` is "epoch"."""
 
     def __init__(self, epoch: int, seen: int) -> None:
         super().__init__(
             f"epoch {epoch} is before {seen}, which this track has seen; epochs only go up: use {seen} or more"
         )
         self.field = "epoch"
+        self.seen_epoch = seen
 
 
 class NotAHyperparameter(InvalidInput):
