@@ -10,8 +10,9 @@
 
 The map, each module using only those before it:
 
-settings  what is read from the environment
 errors    every named error
+settings  what is read from the environment
+reach     URL, headers, proxy and certificates, and connections that belong to one process or one event loop
 values    real numbers from arrays of any library, exactly
 geometry  points of geopandas and shapely, and the system of their coordinates
 frames    columns of data frames, by their names
@@ -42,17 +43,22 @@ if TYPE_CHECKING:
     from pcct_client.client import Client as Client
     from pcct_client.convert import GraphArrays as GraphArrays
     from pcct_client.errors import BadAnswer as BadAnswer
+    from pcct_client.errors import BelongsElsewhere as BelongsElsewhere
     from pcct_client.errors import BuildFailed as BuildFailed
+    from pcct_client.errors import CannotPickle as CannotPickle
     from pcct_client.errors import ClientClosed as ClientClosed
     from pcct_client.errors import ClientError as ClientError
     from pcct_client.errors import Forbidden as Forbidden
     from pcct_client.errors import GeographicCoordinates as GeographicCoordinates
     from pcct_client.errors import InvalidArray as InvalidArray
+    from pcct_client.errors import InvalidHeader as InvalidHeader
     from pcct_client.errors import InvalidKey as InvalidKey
     from pcct_client.errors import InvalidRequest as InvalidRequest
+    from pcct_client.errors import InvalidSetting as InvalidSetting
     from pcct_client.errors import InvalidStep as InvalidStep
     from pcct_client.errors import InvalidUrl as InvalidUrl
     from pcct_client.errors import MissingExtra as MissingExtra
+    from pcct_client.errors import NoEventLoop as NoEventLoop
     from pcct_client.errors import NotForThisGraph as NotForThisGraph
     from pcct_client.errors import NotFound as NotFound
     from pcct_client.errors import RateLimited as RateLimited
@@ -79,17 +85,22 @@ _HOME = {
     "convert": ("GraphArrays",),
     "errors": (
         "BadAnswer",
+        "BelongsElsewhere",
         "BuildFailed",
+        "CannotPickle",
         "ClientClosed",
         "ClientError",
         "Forbidden",
         "GeographicCoordinates",
         "InvalidArray",
+        "InvalidHeader",
         "InvalidKey",
         "InvalidRequest",
+        "InvalidSetting",
         "InvalidStep",
         "InvalidUrl",
         "MissingExtra",
+        "NoEventLoop",
         "NotForThisGraph",
         "NotFound",
         "RateLimited",

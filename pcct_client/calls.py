@@ -49,6 +49,8 @@ CANCEL_S = 2.0  # how long an interrupted call takes to cancel what it waits for
 ANSWER_MARGIN_S = 0.5  # left for the answer to a long poll to arrive before the deadline
 
 _PENDING = ("queued", "running")
+_ALWAYS_TOLD = ("kind", "k", "radius", "queries")  # what a spec in normal form does not leave out when it was asked for
+_MIXED = "something between client and service mixes answers up: call again, without proxies if there are any"
 
 
 class Deadline:
@@ -236,6 +238,7 @@ def _bring(data: Any, deadline: Deadline, progress: Progress | None) -> Flow[tup
     body, name = yield Compute(lambda: _named(data))
     reply: Reply = yield Call("HEAD", f"v1/datasets/{name}", deadline)
     if reply.status == 200:
+        _check_etag(reply, name)
         return name, body.points
     if reply.status != 404:
         raise refused(reply)
@@ -284,15 +287,25 @@ def _query(data: Any, Q: Any, spec: Mapping[str, Any], deadline: Deadline, progr
     queries, rows = yield from _bring(Q, deadline, progress)
     brought_s = time.perf_counter() - begun
     wanted = {**spec, "kind": "query", "queries": queries}
-    found = yield from _graph(dataset, wanted, deadline, progress, can_bring=points is not None or rows is not None)
+    can_bring = points is not None or rows is not None
+    count = None if rows is None else len(rows)
+    found = yield from _graph(dataset, wanted, deadline, progress, can_bring=can_bring, rows=count)
     found.timings["upload"] += brought_s
     return replace(found, points=points, queries=rows)
 
 
 def _graph(
-    data: Any, spec: Mapping[str, Any], deadline: Deadline, progress: Progress | None, can_bring: bool = False
+    data: Any,
+    spec: Mapping[str, Any],
+    deadline: Deadline,
+    progress: Progress | None,
+    can_bring: bool = False,
+    rows: int | None = None,
 ) -> Flow[Graph]:
-    """Get a graph. Raises _Gone where asking once more can help; can_bring: points that are lost can be brought again."""
+    """Get a graph. Raises _Gone where asking once more can help.
+
+    can_bring: points that are lost can be brought again. rows: how many the graph must have, where that is known.
+    """
     begun = time.perf_counter()
     dataset, points = yield from _bring(data, deadline, progress)
     uploaded = time.perf_counter()
@@ -306,8 +319,10 @@ def _graph(
             raise
         raise _Gone(error) from error
     ready = time.perf_counter()
+    if points is not None and "queries" not in spec:
+        rows = len(points)
     try:
-        arrays = yield from _arrays(record, deadline)
+        arrays = yield from _arrays(record, deadline, rows)
     except (RequestRefused, ServerUnavailable) as error:
         raise _Gone(error) from error
     downloaded = time.perf_counter()
@@ -320,18 +335,16 @@ def _graph(
         "build": build_s,
         "download": downloaded - ready,
     }
-    return replace(_assembled(record, arrays, dataset, seconds), points=points)
+    return replace(_assembled(record, arrays, seconds), points=points)
 
 
-def _assembled(
-    record: dict[str, Any], arrays: dict[str, NDArray[Any]], dataset: str, timings: dict[str, float]
-) -> Graph:
+def _assembled(record: dict[str, Any], arrays: dict[str, NDArray[Any]], timings: dict[str, float]) -> Graph:
     return Graph(
         neighbors=arrays["neighbors"],
         distances=arrays["distances"],
         order=arrays.get("order"),
         id=record["id"],
-        dataset=dataset,
+        dataset=record["dataset"],
         spec=record["spec"],
         certificate=record.get("certificate") or {},
         telemetry=record.get("telemetry") or {},
@@ -340,12 +353,18 @@ def _assembled(
     )
 
 
-def fetch_graph(graph_id: str, dataset: str, deadline: Deadline) -> Flow[Graph]:
-    """Download a graph that was ready. Raises NotFound, or another refusal, when it has been lost since."""
+def fetch_graph(
+    graph_id: str, dataset: str, spec: Mapping[str, Any], deadline: Deadline, rows: int | None = None
+) -> Flow[Graph]:
+    """Download a graph that was ready, of a dataset, for a spec; rows: of the dataset, if known.
+
+    Raises NotFound, or another refusal, when it has been lost since, and BadAnswer when it is another.
+    """
     begun = time.perf_counter()
-    record = _described(accepted((yield Call("GET", f"v1/graphs/{graph_id}", deadline, graph_id=graph_id))))
-    arrays = yield from _arrays(record, deadline)
-    return _assembled(record, arrays, dataset, {"download": time.perf_counter() - begun})
+    reply: Reply = yield Call("GET", f"v1/graphs/{graph_id}", deadline, graph_id=graph_id)
+    record = _described(accepted(reply), dataset, _plain_spec(spec), graph_id)
+    arrays = yield from _arrays(record, deadline, rows)
+    return _assembled(record, arrays, {"download": time.perf_counter() - begun})
 
 
 def ready_record(
@@ -353,12 +372,14 @@ def ready_record(
 ) -> Flow[dict[str, Any]]:
     """Ask for a graph and wait until it is ready; returns its description. Cancels the build when it is interrupted."""
     document = {"dataset": dataset, "spec": spec}
+    asked_for = _plain_spec(spec)
     record: dict[str, Any] = {}
     try:
         poll_s = LONG_POLL_S if progress is None else PROGRESS_POLL_S
         asked = time.monotonic()
         wait_s = deadline.wait_s(poll_s)
-        record = _described(accepted((yield Call("POST", "v1/graphs", deadline, document=document, wait_s=wait_s))))
+        reply: Reply = yield Call("POST", "v1/graphs", deadline, document=document, wait_s=wait_s)
+        record = _described(accepted(reply), dataset, asked_for)
         while record["state"] in _PENDING:
             if progress is not None:
                 progress(record["state"], record.get("progress") or {})
@@ -368,7 +389,8 @@ def ready_record(
                 yield Pause(deadline.left_s(POLL_PAUSE_S))
             asked = time.monotonic()
             wait_s = deadline.wait_s(poll_s)
-            record = _described(accepted((yield replace(call, wait_s=wait_s))))
+            reply = yield replace(call, wait_s=wait_s)
+            record = _described(accepted(reply), dataset, asked_for, record["id"])
     except (Exception, GeneratorExit):
         raise
     except BaseException:  # Ctrl-C, or a task that is cancelled
@@ -394,13 +416,14 @@ def _cancel(document: Mapping[str, Any], record: Mapping[str, Any]) -> Flow[None
     deadline = Deadline(CANCEL_S)
     with contextlib.suppress(ClientError):
         if not record:
-            record = _described(accepted((yield Call("POST", "v1/graphs", deadline, document=document))))
+            reply: Reply = yield Call("POST", "v1/graphs", deadline, document=document)
+            record = _described(accepted(reply), document["dataset"], _plain_spec(document["spec"]))
         if record["state"] in _PENDING:
             yield Call("DELETE", f"v1/graphs/{record['id']}", deadline)
 
 
-def _arrays(record: dict[str, Any], deadline: Deadline) -> Flow[dict[str, NDArray[Any]]]:
-    """Download all arrays of a graph that is ready."""
+def _arrays(record: dict[str, Any], deadline: Deadline, rows: int | None) -> Flow[dict[str, NDArray[Any]]]:
+    """Download all arrays of a graph that is ready; rows: how many it must have, None where that is not known."""
     arrays, spec = {}, record["spec"]
     others = {"order": spec.get("kind") == "vecchia", "offsets": "radius" in spec}
     for name in ("neighbors", "distances", *(name for name, there in others.items() if there)):
@@ -409,7 +432,34 @@ def _arrays(record: dict[str, Any], deadline: Deadline) -> Flow[dict[str, NDArra
         if reply.array is None:
             raise refused(reply)
         arrays[name] = reply.array
+    _check_arrays(arrays, spec.get("k"), rows)
     return arrays
+
+
+def _check_arrays(arrays: Mapping[str, NDArray[Any]], k: int | None, rows: int | None) -> None:
+    """Raise BadAnswer for arrays that are not those of one graph of so many rows with k neighbors each."""
+    neighbors, distances = arrays["neighbors"], arrays["distances"]
+    offsets, order = arrays.get("offsets"), arrays.get("order")
+    is_flat = offsets is not None
+    if offsets is not None:
+        steps = offsets[1:] - offsets[:-1]
+        whole = offsets.ndim == 1 and offsets.size > 0 and offsets[0] == 0 and (steps >= 0).all()
+        is_whole = bool(whole and offsets[-1] == len(neighbors))
+        rows_there = len(steps)
+    else:
+        is_whole, rows_there = k is None or neighbors.shape[1:] == (k,), len(neighbors)
+    if not (
+        is_whole
+        and neighbors.ndim == (1 if is_flat else 2)
+        and neighbors.shape == distances.shape
+        and (neighbors.dtype.kind, neighbors.dtype.itemsize) == ("i", 4)
+        and distances.dtype.kind == "f"
+        and (order is None or order.shape == (rows_there,))
+        and rows in (None, rows_there)
+    ):
+        shapes = ", ".join(f"{name} {array.dtype} {array.shape}" for name, array in arrays.items())
+        wanted = f"{'some' if rows is None else rows} rows with {'some' if k is None else k} neighbors each"
+        raise BadAnswer(f"the arrays that came back ({shapes}) are not those of a graph of {wanted}; {_MIXED}")
 
 
 def create_track(
@@ -418,27 +468,40 @@ def create_track(
     """Have the service follow a spec, its first version scheduled; returns the track's description."""
     document = {"dataset": dataset, "spec": spec, "policy": policy}
     reply: Reply = yield Call("POST", "v1/tracks", deadline, document=document, wait_s=wait_s, subject="the track")
-    return _track_described(accepted(reply))
+    track = _track_described(accepted(reply))
+    _check_answers("track", track, dataset, _plain_spec(spec))
+    return track
 
 
 def refresh_track(track_id: str, wish: Mapping[str, Any], deadline: Deadline) -> Flow[dict[str, Any]]:
     """Tell a track the newest hyperparameters; returns {decision, reason, version, pending_version}."""
     path = f"v1/tracks/{track_id}/refresh"
     answer = accepted((yield Call("POST", path, deadline, document=wish, subject="the answer to a refresh")))
-    if not isinstance(answer.get("version"), int) or "decision" not in answer:
+    version, pending = answer.get("version"), answer.get("pending_version")
+    if not isinstance(version, int) or not isinstance(pending, int | None) or "decision" not in answer:
         raise BadAnswer("the answer does not describe a refresh; is this the URL of a pcct service?")
+    if pending is not None and pending <= version:
+        raise BadAnswer(f"the answer to a refresh has version {pending} pending while {version} is there; {_MIXED}")
     return answer
 
 
 def read_track(
-    track_id: str, deadline: Deadline, etag: str | None = None, wait_s: float = 0.0
+    track_id: str,
+    deadline: Deadline,
+    etag: str | None = None,
+    wait_s: float = 0.0,
+    subject: str = "the next version of the track",
 ) -> Flow[tuple[dict[str, Any] | None, str | None]]:
-    """Look at a track: (description, its ETag), or (None, etag) when it is still the one that etag names."""
+    """Look at a track: (description, its ETag), or (None, etag) when it is still the one that etag names.
+
+    subject: what is late when the deadline passes.
+    """
     path = f"v1/tracks/{track_id}"
-    reply: Reply = yield Call("GET", path, deadline, etag=etag, wait_s=wait_s, subject="the next version of the track")
-    if reply.status == 304:
+    reply: Reply = yield Call("GET", path, deadline, etag=etag, wait_s=wait_s, subject=subject)
+    if reply.status == 304 and etag is not None:
+        _check_etag(reply, etag.removeprefix("W/").strip('"'))
         return None, etag
-    return _track_described(accepted(reply)), reply.headers.get("etag")
+    return _track_described(accepted(reply), track_id), reply.headers.get("etag")
 
 
 def delete_track(track_id: str, deadline: Deadline) -> Flow[None]:
@@ -518,16 +581,74 @@ def _named(X: Any) -> tuple[NpyBody, str]:
     return body, body_id(body)
 
 
-def _described(record: dict[str, Any]) -> dict[str, Any]:
+def _described(
+    record: dict[str, Any], dataset: str, spec: Mapping[str, Any], graph_id: str | None = None
+) -> dict[str, Any]:
+    """Return the description of a graph. Raises BadAnswer when it is none, or that of another than was asked for.
+
+    spec: as `_plain_spec` returns it. graph_id: None while the service has not said it.
+    """
     if not isinstance(record.get("id"), str) or "state" not in record or not isinstance(record.get("spec"), dict):
         raise BadAnswer("the answer does not describe a graph; is this the URL of a pcct service?")
+    if graph_id not in (None, record["id"]):
+        raise BadAnswer(f"the answer describes the graph {record['id']}, and {graph_id} was asked for; {_MIXED}")
+    _check_answers("graph", record, dataset, spec)
     return record
 
 
-def _track_described(track: dict[str, Any]) -> dict[str, Any]:
-    if not isinstance(track.get("id"), str) or not isinstance(track.get("version"), int):
+def _track_described(track: dict[str, Any], track_id: str | None = None) -> dict[str, Any]:
+    spec = track.get("spec")
+    has_metric = isinstance(spec, dict) and isinstance(spec.get("metric"), dict)
+    if not isinstance(track.get("id"), str) or not isinstance(track.get("version"), int) or not has_metric:
         raise BadAnswer("the answer does not describe a track; is this the URL of a pcct service?")
+    if track_id not in (None, track["id"]):
+        raise BadAnswer(f"the answer describes the track {track['id']}, and {track_id} was asked for; {_MIXED}")
     return track
+
+
+def _check_answers(subject: str, answer: Mapping[str, Any], dataset: str, spec: Mapping[str, Any]) -> None:
+    """Raise BadAnswer when the description of a graph or track names another dataset or spec than was asked for."""
+    told = answer.get("spec")
+    if answer.get("dataset") != dataset:
+        raise BadAnswer(f"the {subject} that came back is of dataset {answer.get('dataset')}, not {dataset}; {_MIXED}")
+    if not isinstance(told, dict):
+        raise BadAnswer(f"the {subject} that came back has no spec; is this the URL of a pcct service?")
+    missing = (f"spec.{part}" for part in _ALWAYS_TOLD if part in spec and part not in told)
+    name = next(missing, None) or _difference(spec, told, "spec")
+    if name is not None:
+        raise BadAnswer(f"the {subject} that came back was made for another {name} than was asked for; {_MIXED}")
+
+
+def _difference(asked: Any, told: Any, name: str) -> str | None:
+    """Return the name of the first part of a spec that was asked for and told differently, None when there is none.
+
+    What is told is in normal form, which leaves out what the graph does not depend on and may write a value in another form,
+    a number as an object; the same kind of value stays the same value.
+    """
+    if isinstance(asked, dict) and isinstance(told, dict):
+        parts = (_difference(asked[part], told[part], f"{name}.{part}") for part in asked if part in told)
+        return next((part for part in parts if part is not None), None)
+    if isinstance(asked, list) and isinstance(told, list):
+        alike = len(asked) == len(told) and all(
+            _difference(*pair, name) is None for pair in zip(asked, told, strict=True)
+        )
+        return None if alike else name
+    kinds = ((int, float), (str,))
+    comparable = any(isinstance(asked, kind) and isinstance(told, kind) for kind in kinds)
+    return name if comparable and asked != told else None
+
+
+def _check_etag(reply: Reply, name: str) -> None:
+    """Raise BadAnswer when an answer has the ETag of something else; an answer without one passes."""
+    etag = reply.headers.get("etag")
+    if etag is not None and name not in etag:
+        raise BadAnswer(f"the answer has the ETag {etag}, and {name} was asked for; {_MIXED}")
+
+
+def _plain_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a specification as the service reads it, in plain JSON values."""
+    plain: dict[str, Any] = json.loads(json.dumps(spec, default=_plain))
+    return plain
 
 
 def _build_failed(record: dict[str, Any], subject: str | None = None) -> ClientError:

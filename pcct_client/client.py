@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import pickle
 import ssl
 import threading
 import time
 import weakref
-from base64 import b64encode
 from collections.abc import AsyncIterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import httpx
 
@@ -29,24 +29,66 @@ from pcct_client.calls import (
     Rest,
     Step,
 )
-from pcct_client.errors import ClientClosed, ClientError, InvalidUrl, ServerUnavailable
+from pcct_client.errors import CannotPickle, ClientClosed, ClientError, ServerUnavailable
 from pcct_client.following import EventHandler, Following, RefreshPolicy, track_spec
 from pcct_client.graph import Graph
 from pcct_client.inputs import points_and_queries, points_for
 from pcct_client.progress import ProgressOption, watched
+from pcct_client.reach import Address, AsyncConnections, Connections, header_pairs
 from pcct_client.retry import Retries, retried
 from pcct_client.session import AsyncSession, Background, Session
-from pcct_client.settings import key_to_send
 
 T = TypeVar("T")
 
 _SHORTEST_TIMEOUT_S = 0.01
-_LARGEST_PORT = 65535
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
-class Client:
-    """A pcct service, reached with blocking calls. Safe to share between threads.
+class _Portable:
+    """A client that copies and pickles as what it was made with: another process has connections and an environment of its own.
+
+    A key or password that was given goes along; a key of the environment does not.
+    """
+
+    def __init__(self, url: Any, api_key: str | None, retries: int, headers: Any, transport: Any) -> None:
+        pairs = header_pairs(headers)
+        self._address = Address.read(url, pairs, api_key, by_network=transport is None)
+        self._retries = Retries(retries)
+        self._has_answered = False
+        self._made_with = {
+            "url": str(url),
+            "api_key": api_key,
+            "retries": retries,
+            "headers": pairs,
+            "transport": transport,
+        }
+
+    def __getstate__(self) -> dict[str, Any]:
+        try:
+            pickle.dumps(self._made_with["transport"])
+        except Exception as error:
+            raise CannotPickle(
+                f"the client's transport does not pickle ({error}); make a client where it is needed, or one without transport"
+            ) from error
+        return self._made_with
+
+    def __setstate__(self, made_with: dict[str, Any]) -> None:
+        type(self).__init__(self, **made_with)
+
+    def __copy__(self) -> Self:
+        copied = type(self).__new__(type(self))
+        copied.__setstate__(self._made_with)
+        return copied
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self.__copy__()
+
+    def __repr__(self) -> str:
+        """Return where the service is, without any key."""
+        return f"{type(self).__name__}({self._address.shown!r})"
+
+
+class Client(_Portable):
+    """A pcct service, reached with blocking calls. Safe to share between threads, and with processes that fork or unpickle it.
 
     url:       where the service is, such as "http://127.0.0.1:8000".
     api_key:   for a service that wants one; left out, the environment variable PCCT_API_KEY. Never shown again.
@@ -72,15 +114,8 @@ class Client:
         headers: Mapping[str, str] | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        base = _base_url(url)
-        self._retries = Retries(retries)
-        self._has_answered = False
-        self._http = httpx.Client(
-            base_url=base.copy_with(userinfo=b""),
-            headers=_headers(base, headers, api_key),
-            transport=transport,
-            trust_env=_uses_proxies(base),
-        )
+        super().__init__(url, api_key, retries, headers, transport)
+        self._connections = Connections(self._address, transport)
         self._sessions: weakref.WeakSet[Background] = weakref.WeakSet()
 
     def upload(
@@ -250,10 +285,7 @@ class Client:
         """End the sessions that are open, and close the connections."""
         for session in list(self._sessions):
             session.stop()
-        self._http.close()
-
-    def __repr__(self) -> str:
-        return f"Client({_url(self._http.base_url)!r})"
+        self._connections.close()
 
     def __enter__(self) -> Client:
         return self
@@ -294,13 +326,12 @@ class Client:
 
     def _exchange(self, call: Call) -> Reply:
         content = call.content() if call.body is None else call.pieces()
-        if self._http.is_closed:
-            raise ClientClosed(_url(self._http.base_url))
-        request = self._http.build_request(
+        http = self._connections.http()
+        request = http.build_request(
             call.method, call.path, content=content, headers=call.headers(), timeout=_timeouts(call)
         )
         try:
-            response = self._http.send(request, stream=True)
+            response = http.send(request, stream=True)
             try:
                 self._has_answered = True
                 intake = Intake(call, response.status_code, response.headers, _has_key(request))
@@ -309,12 +340,20 @@ class Client:
             finally:
                 response.close()
         except httpx.RequestError as error:
-            raise _unanswered(error, self._http.base_url, call, self._has_answered) from error
+            raise _unanswered(error, self._address, call, self._has_answered) from error
+        except RuntimeError as error:  # httpx's for connections that were closed while a call was on its way
+            if not self._connections.closed:
+                raise
+            raise ClientClosed(self._address.shown) from error
         return intake.reply()
 
 
-class AsyncClient:
-    """A pcct service, reached from asyncio; arguments, calls and errors are those of `Client`."""
+class AsyncClient(_Portable):
+    """A pcct service, reached from asyncio; arguments, calls and errors are those of `Client`.
+
+    Any number of event loops may use it, in turn or in several threads at a time. Connections are kept between calls inside
+    of `async with`, and otherwise closed with the last call that runs in a loop: a loop that ends could not close them.
+    """
 
     def __init__(
         self,
@@ -325,15 +364,8 @@ class AsyncClient:
         headers: Mapping[str, str] | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        base = _base_url(url)
-        self._retries = Retries(retries)
-        self._has_answered = False
-        self._http = httpx.AsyncClient(
-            base_url=base.copy_with(userinfo=b""),
-            headers=_headers(base, headers, api_key),
-            transport=transport,
-            trust_env=_uses_proxies(base),
-        )
+        super().__init__(url, api_key, retries, headers, transport)
+        self._connections = AsyncConnections(self._address, transport)
         self._sessions: set[AsyncSession] = set()
 
     async def upload(
@@ -471,12 +503,10 @@ class AsyncClient:
         """End the sessions that are open, and close the connections."""
         for session in list(self._sessions):
             await session.aclose()
-        await self._http.aclose()
-
-    def __repr__(self) -> str:
-        return f"AsyncClient({_url(self._http.base_url)!r})"
+        await self._connections.close()
 
     async def __aenter__(self) -> AsyncClient:
+        self._connections.hold()  # until `aclose`: connections are kept between calls
         return self
 
     async def __aexit__(
@@ -489,11 +519,18 @@ class AsyncClient:
         return await self._run(retried(flow, self._retries))
 
     async def _run(self, flow: Flow[T]) -> T:
+        pool = self._connections.hold()
+        try:
+            return await self._run_on(flow, pool.http)
+        finally:
+            await self._connections.release(pool)
+
+    async def _run_on(self, flow: Flow[T], http: httpx.AsyncClient) -> T:
         try:
             step = next(flow)
             while True:
                 try:
-                    value = await self._perform(step)
+                    value = await self._perform(step, http)
                 except (ClientError, asyncio.CancelledError, KeyboardInterrupt) as error:
                     step = flow.throw(error)
                 else:
@@ -502,10 +539,10 @@ class AsyncClient:
             result: T = stop.value
             return result
 
-    async def _perform(self, step: Step) -> Any:
+    async def _perform(self, step: Step, http: httpx.AsyncClient) -> Any:
         match step:
             case Call():
-                return await self._exchange(step)
+                return await self._exchange(step, http)
             case Compute(work):
                 return await asyncio.to_thread(work)
             case Pause(seconds):
@@ -514,15 +551,13 @@ class AsyncClient:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(bell.wait(), seconds)
 
-    async def _exchange(self, call: Call) -> Reply:
+    async def _exchange(self, call: Call, http: httpx.AsyncClient) -> Reply:
         content = call.content() if call.body is None else _async_pieces(call)
-        if self._http.is_closed:
-            raise ClientClosed(_url(self._http.base_url))
-        request = self._http.build_request(
+        request = http.build_request(
             call.method, call.path, content=content, headers=call.headers(), timeout=_timeouts(call)
         )
         try:
-            response = await self._http.send(request, stream=True)
+            response = await http.send(request, stream=True)
             try:
                 self._has_answered = True
                 intake = Intake(call, response.status_code, response.headers, _has_key(request))
@@ -531,7 +566,11 @@ class AsyncClient:
             finally:
                 await response.aclose()
         except httpx.RequestError as error:
-            raise _unanswered(error, self._http.base_url, call, self._has_answered) from error
+            raise _unanswered(error, self._address, call, self._has_answered) from error
+        except RuntimeError as error:  # httpx's for connections that were closed while a call was on its way
+            if not self._connections.closed:
+                raise
+            raise ClientClosed(self._address.shown) from error
         return intake.reply()
 
 
@@ -550,47 +589,9 @@ def _sent(points: Any) -> Any:
     return points if isinstance(points, str) else npy_body(points).points
 
 
-def _base_url(url: str) -> httpx.URL:
-    """Return the parsed URL. Raises InvalidUrl for what cannot be the URL of a service."""
-    try:
-        base = httpx.URL(url)
-    except (httpx.InvalidURL, TypeError) as error:
-        raise InvalidUrl(f"{url!r} is not a URL ({error}); use one such as http://127.0.0.1:8000") from error
-    has_port = base.port is None or 1 <= base.port <= _LARGEST_PORT
-    if base.scheme not in ("http", "https") or not base.host or not has_port:
-        raise InvalidUrl(f"{url!r} is not the URL of a service; use one such as http://127.0.0.1:8000")
-    return base
-
-
-def _headers(base: httpx.URL, headers: Mapping[str, str] | None, api_key: str | None) -> httpx.Headers:
-    """Return the headers of every request.
-
-    A key that is given goes before a header, that before a name and password in the URL, and these before the environment's
-    key. The URL itself is used without them, for httpx logs it.
-    """
-    out = httpx.Headers(headers)
-    if base.userinfo and "authorization" not in out:
-        pair = f"{base.username}:{base.password}".encode()
-        out["Authorization"] = f"Basic {b64encode(pair).decode()}"
-    if api_key is not None or "authorization" not in out:
-        key = key_to_send(api_key)
-        if key is not None:
-            out["Authorization"] = f"Bearer {key}"
-    return out
-
-
 def _has_key(request: httpx.Request) -> bool:
     """Return whether a request carries an API key, in either of the headers that the service reads."""
     return "authorization" in request.headers or "x-api-key" in request.headers
-
-
-def _url(base: httpx.URL) -> str:
-    return str(base).rstrip("/")
-
-
-def _uses_proxies(base: httpx.URL) -> bool:
-    """Return whether proxies named in the environment apply: none can reach this machine's own loopback."""
-    return base.host not in _LOOPBACK
 
 
 def _timeouts(call: Call) -> httpx.Timeout:
@@ -606,12 +607,14 @@ async def _async_pieces(call: Call) -> AsyncIterator[bytes]:
         yield piece
 
 
-def _unanswered(error: httpx.RequestError, base: httpx.URL, call: Call, has_answered: bool) -> Exception:
+def _unanswered(error: httpx.RequestError, address: Address, call: Call, has_answered: bool) -> Exception:
     """Return the error for a request that got no whole answer; has_answered: to this client, ever."""
     late = isinstance(error, httpx.TimeoutException)
     if late:
         call.check_deadline()
-    url, reason = _url(base), str(error) or type(error).__name__
+    url, reason = address.shown, str(error) or type(error).__name__
+    if address.proxy is not None:
+        reason += f"; {address.proxy.source} has a proxy asked for it, unless NO_PROXY has {address.url.host}"
     if isinstance(error, httpx.ConnectError) and isinstance(_root(error), ssl.SSLError):
         return ServerUnavailable(
             f"no encrypted connection to {url} ({reason}); check http:// or https://, and the certificate",

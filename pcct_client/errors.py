@@ -6,6 +6,11 @@ ClientError
 ├── NotForThisGraph (also a ValueError)   a graph was asked for what it does not have
 ├── InvalidStep (also a ValueError)       a session was stepped with what no graph can have; nothing was sent
 ├── InvalidUrl (also a ValueError)        the URL cannot be that of a service; nothing was sent
+├── InvalidHeader (also a ValueError)     a header of the client's cannot be sent; the message does not show its value
+├── InvalidSetting (also a ValueError)    the environment names a proxy or certificates that cannot be used
+├── CannotPickle (also a TypeError)       a session, or a client with a transport of its own, was to be pickled
+├── BelongsElsewhere                      a session or a transport was used in another process or event loop than its own
+├── NoEventLoop (also a RuntimeError)     AsyncClient was used where no asyncio loop runs
 ├── ClientClosed                          a client was used after it had been closed
 ├── SessionClosed                         a session was used after it had been closed
 ├── ServerUnavailable                     nobody answered at the URL, or the service cannot work now (502, 503, 504)
@@ -28,13 +33,23 @@ GeographicCoordinates is a warning (a UserWarning): degrees are compared as if t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Any
 
 
 class ClientError(Exception):
-    """Base of all errors raised on purpose by pcct_client."""
+    """Base of all errors raised on purpose by pcct_client. They pickle, so that worker processes can raise them."""
+
+    def __reduce__(self) -> tuple[Callable[..., ClientError], tuple[Any, ...], dict[str, Any]]:
+        """Return the error without its constructor's arguments, which are others than those of `Exception`."""
+        return _bare, (type(self), *self.args), self.__dict__
+
+
+def _bare(kind: type[ClientError], *args: Any) -> ClientError:
+    error = kind.__new__(kind, *args)
+    super(ClientError, error).__init__(*args)
+    return error
 
 
 class InvalidArray(ClientError, ValueError):
@@ -62,6 +77,32 @@ class InvalidStep(ClientError, ValueError):
 
 class InvalidUrl(ClientError, ValueError):
     """The URL cannot be that of a service; the message has one that can."""
+
+
+class InvalidHeader(ClientError, ValueError):
+    """A header that no request can carry; the message names it and does not show its value."""
+
+
+class InvalidSetting(ClientError, ValueError):
+    """A proxy or certificates of the environment cannot be used; the message names the variable."""
+
+
+class CannotPickle(ClientError, TypeError):
+    """What belongs to one process cannot be sent to another; the message says what to send instead."""
+
+
+class BelongsElsewhere(ClientError):
+    """A session or a transport works only in the process, and with asyncio in the loop, that began it."""
+
+
+class NoEventLoop(ClientError, RuntimeError):
+    """No asyncio loop runs here: outside of a coroutine, under trio, or in a fork of a process whose loop ran."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "AsyncClient works in asyncio, and none of its loops runs here; call it from a coroutine under asyncio.run(...), "
+            "or use Client (under trio in trio.to_thread.run_sync)"
+        )
 
 
 class ClientClosed(ClientError):
@@ -144,6 +185,7 @@ class RequestRefused(ClientError):
 
     status: HTTP status. type: stable URI of the kind of problem. title: that kind in words. detail: this case.
     row: first offending row of the array, or None. field: offending field of the specification, or None.
+    problem: the whole document.
     """
 
     fix = ""  # said where the service says none, as in answers to HEAD
@@ -151,6 +193,7 @@ class RequestRefused(ClientError):
 
     def __init__(self, status: int, problem: Mapping[str, Any]) -> None:
         self.status = status
+        self.problem = dict(problem)
         self.type = str(problem.get("type", "about:blank"))
         self.title = str(problem.get("title") or _phrase(status))
         self.detail = str(problem.get("detail") or "")

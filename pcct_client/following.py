@@ -7,6 +7,7 @@ a few fields under one lock, which nobody holds for longer than it takes to copy
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import time
@@ -40,6 +41,12 @@ _FIRST_RETRY_S = 0.1
 _LONGEST_RETRY_S = 2.0
 _BRING_AGAIN_S = 60.0  # points lost again so soon are not brought a third time: that is for somebody to look at
 _NEWS_S = 1.0  # a waiter looks again after this long even if no bell rang
+_MOST_INSISTENCES = 3  # of one `sync`, whose graph others replace while it comes
+_LAST_EPOCH = 1 << 52  # a track that somebody has brought so far is left: none above 2**53 - 1 is taken
+
+_HYPERPARAMETERS = ("lengthscale", "variance")
+
+_log = logging.getLogger("pcct_client")
 
 
 @dataclass(frozen=True)
@@ -107,8 +114,8 @@ class Following:
         self._policy = asdict(policy)
         self._errors: dict[str, ClientError] = {}
         # Written by the loop.
-        metric = self._spec.get("metric", {})
-        self._wish = Wish(metric={name: metric[name] for name in ("lengthscale", "variance") if name in metric})
+        metric = self._spec["metric"]
+        self._wish = Wish(metric={name: metric[name] for name in _HYPERPARAMETERS if name in metric})
         self._basis = self._wish.metric
         self._graph: Graph | None = None
         # Written by `send`.
@@ -118,6 +125,8 @@ class Following:
         self._outcome = Outcome(0)
         self._awaited = 0
         self._epochs: dict[int, int] = {}
+        self._epochs_ahead = 0  # of the loop's, where somebody else refreshes the track too
+        self.shared: str | None = None
         # Written by `fetch`.
         self._parked: Graph | None = None
         self._newest_id = ""
@@ -151,8 +160,8 @@ class Following:
     @property
     def last_error(self) -> ClientError | None:
         """What is wrong at present, the latest first; None when all is well."""
-        with self._lock:
-            return next(reversed(self._errors.values()), None)
+        # Without the lock, which a thread of the parent may have held at a fork: the errors are replaced, never changed.
+        return next(reversed(self._errors.values()), None)
 
     def leave_wish(
         self, lengthscale: Any = None, variance: Any = None, epoch: int | None = None, force: bool = False
@@ -200,12 +209,17 @@ class Following:
     def note(self, source: str, error: ClientError) -> None:
         """Keep an error until its source is well again."""
         with self._lock:
-            known = self._errors.pop(source, None)
-            self._errors[source] = error
+            known = self._errors.get(source)
+            self._heal(source)
+            self._errors = {**self._errors, source: error}
         if known is None or str(known) != str(error):
             name = "timeout" if calls.kind_of(error) == "refresh-timeout" else "async_error"
             self._announce(name, error={"type": type(error).__name__, "detail": str(error)})
         self._news.set()
+
+    def _heal(self, source: str) -> None:
+        """Drop the error of a source that is well; under the lock."""
+        self._errors = {each: error for each, error in self._errors.items() if each != source}
 
     # Flows that the caller waits for.
 
@@ -217,23 +231,28 @@ class Following:
         while track["version"] < 1:
             if track.get("error") and track.get("pending_version") is None:
                 raise calls.track_failed(track)
-            deadline.check(f"the first graph of the track{_aside(track.get('warning'))}", None)
+            subject = f"the first graph of the track{_aside(track.get('warning'))}"
+            deadline.check(subject, None)
             asked = time.monotonic()
             wait_s = deadline.wait_s(calls.LONG_POLL_S)
-            news, _ = yield from calls.read_track(track["id"], deadline, wait_s=wait_s)
+            news, _ = yield from calls.read_track(track["id"], deadline, wait_s=wait_s, subject=subject)
             track = news or track
             if track["version"] < 1 and time.monotonic() - asked < calls.POLL_PAUSE_S:
                 yield Rest(self.closing, deadline.left_s(calls.POLL_PAUSE_S))
-        yield from self._bring(track["id"], track["version"], track["graph"], deadline)
+        yield from self._bring(track, track["version"], deadline)
 
     def sync(self, deadline: Deadline) -> Flow[None]:
         """Wait until the graph for the newest hyperparameters is here, built for exactly these."""
-        number = self._insist()
+        number, insistences = self._insist(), 1
         while True:
             # Cleared before looking: what happens in between rings again.
             self._news.clear()
             if self._has_come(number):
-                return
+                # Newer than the one that was waited for may be one that somebody else has asked for.
+                number = self._insist() if insistences < _MOST_INSISTENCES else 0
+                insistences += 1
+                if number == 0:
+                    return
             trouble = self.last_error or self._warning
             deadline.check(f"the graph for the newest hyperparameters{_aside(trouble)}", None)
             yield Rest(self._news, deadline.left_s(_NEWS_S))
@@ -303,15 +322,37 @@ class Following:
             self._lose_track()
             yield from self._create_again(wish)
             return
-        self._answered(wish, answer["pending_version"] or answer["version"])
+        except RequestRefused as error:
+            if calls.kind_of(error) != "epoch-backwards":
+                raise
+            self._take_epoch_over(wish, error.problem.get("seen_epoch"))
+            return  # the wish is due still
+        self._answered(wish, answer.get("pending_version") or answer["version"])
         name = "schedule" if answer["decision"] == "scheduled" else "skip_cached"
         version = self._outcome.version
         self._announce(name, version=version, epoch=wish.epoch, reason=answer.get("reason"))
 
     def _refresh(self, wish: Wish) -> Flow[dict[str, Any]]:
         assert self._track is not None  # noqa: S101  (asked before)
-        document = {"metric": wish.metric, "epoch": wish.epoch, "force": wish.force}
+        # All hyperparameters, each time: what another program has set would stay for those that are left out.
+        document = {"metric": wish.metric, "epoch": wish.epoch + self._epochs_ahead, "force": wish.force}
         return calls.refresh_track(self._track, document, Deadline(_ANSWER_S))
+
+    def _take_epoch_over(self, wish: Wish, seen: Any) -> None:
+        """Go on where another program has brought the track, and say so once; seen: its epoch."""
+        track, told = self._track, self.shared is not None
+        if isinstance(seen, int) and seen < _LAST_EPOCH:
+            self._epochs_ahead = seen + 1 - wish.epoch
+            done = f"has brought it to epoch {seen}: the session counts on from there"
+        else:
+            self._lose_track()
+            done = "has brought it to an epoch that none can follow: the session goes on with another track"
+        self.shared = (
+            f"another program refreshes the session's track {track} too, and {done}; give it a track of its own"
+        )
+        if not told:
+            _log.warning(self.shared)
+            self._announce("async_error", error={"type": "RequestRefused", "detail": self.shared})
 
     def _create(self, spec: Mapping[str, Any], deadline: Deadline, wait_s: float = 0.0) -> Flow[dict[str, Any]]:
         track = yield from self._with_dataset(
@@ -321,12 +362,20 @@ class Following:
             self._base = self._awaited = self._settled = self._fetched
             self._etag = None
             self._track = track["id"]
+            self._epochs_ahead = 0
+            self._complete(hyperparameters_of(track["spec"]["metric"]))
         return track
+
+    def _complete(self, metric: Mapping[str, Any]) -> None:
+        """Add the hyperparameters that nobody has given, as the track has them; under the lock."""
+        self._basis = {**metric, **self._basis}
+        self._accepted = {**metric, **self._accepted}
+        self._wish = replace(self._wish, metric={**metric, **self._wish.metric})
+        self._sent = replace(self._sent, metric={**metric, **self._sent.metric})
 
     def _create_again(self, wish: Wish) -> Flow[None]:
         """Replace a track that the service does not know any more, as after a restart with an empty store."""
-        metric = {**self._spec.get("metric", {}), **wish.metric}
-        spec = {**self._spec, "metric": metric} if metric else self._spec
+        spec = {**self._spec, "metric": {**self._spec["metric"], **wish.metric}}
         yield from self._create(spec, Deadline(_ANSWER_S))
         self._answered(wish, 1)
         self._announce("schedule", version=self._outcome.version, epoch=wish.epoch, reason="track_lost")
@@ -360,7 +409,7 @@ class Following:
                 self._settled = min(self._settled, version - 1)
                 self._etag = None
             self._epochs.setdefault(version, wish.epoch)
-            self._errors.pop("send", None)
+            self._heal("send")
         self._duties.set()
         self._news.set()
 
@@ -395,7 +444,7 @@ class Following:
                 return
             self._etag = found if track else None
             self._warning = track.get("warning") if track else None
-            self._errors.pop("fetch", None)
+            self._heal("fetch")
         if track is None:
             if time.monotonic() - asked < wait_s / 2:
                 yield Rest(self.closing, calls.POLL_PAUSE_S)
@@ -403,7 +452,7 @@ class Following:
         version, pending = base + track["version"], track.get("pending_version")
         if version > self._fetched and track.get("graph"):
             try:
-                yield from self._bring(id, version, track["graph"], Deadline(None))
+                yield from self._bring(track, version, Deadline(None))
             except NotFound:
                 self._ask_anew(version)
                 return
@@ -434,25 +483,31 @@ class Following:
             return
         with self._lock:
             self._settled = upto
-            self._errors.pop("build", None)
+            self._heal("build")
         self._news.set()
 
-    def _bring(self, track: str, version: int, graph_id: str, deadline: Deadline) -> Flow[None]:
-        """Download a version of a track and park it, unless it is the graph that is here already."""
-        graph = None
+    def _bring(self, track: Mapping[str, Any], version: int, deadline: Deadline) -> Flow[None]:
+        """Download the published version of a track and park it, unless it is the graph that is here already."""
+        graph, graph_id = None, track["graph"]
         if graph_id != self._newest_id:
-            fetched = yield from calls.fetch_graph(graph_id, self._dataset, deadline)
+            rows = None if self._points is None else len(self._points)
+            spec = self._spec_of(track["spec"]["metric"])
+            fetched = yield from calls.fetch_graph(graph_id, self._dataset, spec, deadline, rows)
             graph = replace(fetched, version=version, changed=True, points=self._points)
         with self._lock:
-            if self._track != track:
+            if self._track != track["id"]:
                 return  # replaced meanwhile by one that counts on from the version before
             self._parked = graph or self._parked
             self._newest_id = graph_id
             self._fetched = version
-            self._errors.pop("build", None)
+            self._heal("build")
         if graph is not None:
             self._announce("complete", version=version, download_s=graph.timings["download"])
         self._news.set()
+
+    def _spec_of(self, metric: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what a version was asked for with; metric: that of the track, for its hyperparameters."""
+        return {**self._spec, "metric": {**self._spec["metric"], **hyperparameters_of(metric)}}
 
     def _ask_anew(self, upto: int) -> None:
         """Ask for the newest graph again: what was promised up to version `upto` has been lost."""
@@ -519,10 +574,10 @@ class Following:
             except Exception as error:
                 # Its caller may be the training loop, which must not end because a log could not be written.
                 with self._lock:
-                    self._errors["events"] = ClientError(f"the events callback raised {error!r}")
+                    self._errors = {**self._errors, "events": ClientError(f"the events callback raised {error!r}")}
             else:
                 with self._lock:
-                    self._errors.pop("events", None)
+                    self._heal("events")
 
 
 def track_spec(
@@ -542,6 +597,12 @@ def track_spec(
     given = {name: hyperparameter(name, value) for name, value in numbers.items() if value is not None}
     spec = {"kind": kind, "k": k, "metric": metric | given, **fields}
     return {name: value for name, value in spec.items() if value is not None}
+
+
+def hyperparameters_of(metric: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of a metric in normal form, which leaves out a lengthscale of 1 where there is no kernel."""
+    given = {name: metric[name] for name in _HYPERPARAMETERS if name in metric}
+    return {"lengthscale": 1.0, **given} if metric.get("type") == "euclidean" else given
 
 
 def hyperparameter(name: str, value: Any) -> float | list[float]:
@@ -582,7 +643,7 @@ def unexpected(error: Exception) -> ClientError:
 
 def _is_for(graph: Graph, metric: Mapping[str, Any]) -> bool:
     """Return whether a graph was built for these hyperparameters; its spec is in normal form, so no may mean yes."""
-    built = graph.spec.get("metric", {})
+    built = hyperparameters_of(graph.spec.get("metric", {}))
     return all(built.get(name) == value for name, value in metric.items())
 
 

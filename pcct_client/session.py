@@ -14,12 +14,13 @@ import weakref
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 from pcct_client.calls import DEFAULT_TIMEOUT_S, Deadline, Flow
-from pcct_client.errors import ClientError
+from pcct_client.errors import BelongsElsewhere, CannotPickle, ClientError
 from pcct_client.following import CLOSE_S, Following, unexpected
 from pcct_client.graph import Graph
+from pcct_client.reach import running_loop
 
 # What carries out a flow: `run` as it is, `call` for one that the caller waits for, making its calls again where that helps.
 Run: TypeAlias = Callable[[Flow[Any]], Any]
@@ -53,6 +54,11 @@ class Background:
         for thread in self._threads:
             thread.start()
         _running.add(self)
+
+    def leave(self) -> None:
+        """Have both end. In a fork there is nothing to end, and a bell may be in the hands of a thread that is not there."""
+        if self.is_here:
+            self.following.leave()
 
     def stop(self) -> None:
         """End both, and wait for that a moment."""
@@ -97,9 +103,24 @@ class _View:
         return self._following.last_error
 
     @property
+    def shared(self) -> str | None:
+        """What another program does to this session's track, if it refreshes it too and has gone ahead; None: nothing.
+
+        The session goes on with its own hyperparameters. The logger `pcct_client` tells it once, as a warning.
+        """
+        return self._following.shared
+
+    @property
     def events(self) -> deque[dict[str, Any]]:
         """The latest events, oldest first: {"event": "neighbor_refresh.swap", "track", "time_s", "epoch", …}."""
         return self._following.events.copy()
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be pickled or copied: threads, tasks and the track cannot go along."""
+        raise CannotPickle(
+            "a session belongs to the process that began it and cannot be pickled; send session.graph, "
+            "or the client, and begin another session with Client.track"
+        )
 
     def __repr__(self) -> str:
         """Return the graph of the last step, in one line."""
@@ -125,7 +146,7 @@ class Session(_View):
             raise
         background.start()
         # The threads hold the state, not the session, so that a session that was dropped ends.
-        weakref.finalize(self, self._following.leave).atexit = False
+        weakref.finalize(self, background.leave).atexit = False
 
     def step(
         self, lengthscale: Any = None, variance: Any = None, *, epoch: int | None = None, force: bool = False
@@ -151,7 +172,9 @@ class Session(_View):
         of the last step stays then.
         """
         if not self._background.is_here:
-            raise ClientError("the session belongs to the process that began it; this is a fork: begin another here")
+            raise BelongsElsewhere(
+                "the session belongs to the process that began it; this is a fork: begin another here"
+            )
         self._background.run(self._following.sync(Deadline(timeout)))
         return self._following.take()
 
@@ -171,7 +194,8 @@ class Session(_View):
 class AsyncSession(_View):
     """`Session` for asyncio: `async with client.track(…) as session`, or `session = await client.track(…)`.
 
-    Two tasks talk to the service, whenever the loop is free: a long computation belongs into `asyncio.to_thread`.
+    Two tasks talk to the service, whenever the loop is free: a long computation belongs into `asyncio.to_thread`. They end with
+    the event loop that the session was begun in; it works in no other. In a fork `step` goes on returning the last graph.
     """
 
     def __init__(
@@ -187,6 +211,8 @@ class AsyncSession(_View):
         self._following = following
         self._timeout = timeout
         self._on_close = on_close
+        self._process = os.getpid()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
     async def step(
@@ -196,19 +222,25 @@ class AsyncSession(_View):
 
         Lets other tasks run once and waits for nothing.
         """
+        if os.getpid() != self._process:
+            return self._following.graph
+        self._check_loop()
         self._following.leave_wish(lengthscale, variance, epoch, force)
         await asyncio.sleep(0)
         return self._following.take()
 
     async def sync(self, timeout: float | None = DEFAULT_TIMEOUT_S) -> Graph:  # noqa: ASYNC109
         """Wait for the graph of exactly the last step's hyperparameters; see `Session.sync`."""
+        self._check_loop()
         await self._run(self._following.sync(Deadline(timeout)))
         return self._following.take()
 
     async def open(self) -> AsyncSession:
         """Upload the points, create the track and get its first graph; `async with` and `await` do this."""
         if self._tasks:
+            self._check_loop()
             return self
+        self._loop = running_loop()
         try:
             await self._call(self._following.open(Deadline(self._timeout)))
         except BaseException:
@@ -225,12 +257,36 @@ class AsyncSession(_View):
     async def aclose(self) -> None:
         """End the session; the service forgets the track. Takes a few seconds at most, whatever the service does."""
         self._on_close()
+        if os.getpid() != self._process:
+            return
+        if self._loop not in (None, running_loop()):
+            await self._close_from_elsewhere(self._loop)
+            return
         self._following.leave()
         if self._tasks:
             _, late = await asyncio.wait(self._tasks, timeout=CLOSE_S)
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
+
+    async def _close_from_elsewhere(self, loop: asyncio.AbstractEventLoop) -> None:
+        """End a session of another loop: there, if it runs in another thread; if it has ended, its tasks have too."""
+        if loop.is_running():
+            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self.aclose(), loop))
+            return
+        with contextlib.suppress(RuntimeError):  # tasks that still wait for a bell, and that nothing can wake any more
+            self._following.leave()
+        with contextlib.suppress(ClientError):
+            await self._run(self._following.forget())
+
+    def _check_loop(self) -> None:
+        """Raise BelongsElsewhere in another event loop than the session's, or in a fork."""
+        if os.getpid() != self._process or self._loop not in (None, running_loop()):
+            ended = self._loop is not None and self._loop.is_closed()
+            raise BelongsElsewhere(
+                f"the session belongs to the event loop that began it, {'which has ended' if ended else 'which is another'}; "
+                "begin another session here, with client.track"
+            )
 
     def __await__(self) -> Generator[Any, None, AsyncSession]:
         return self.open().__await__()

@@ -53,8 +53,7 @@ class FakeService:
         record = {
             "id": "g" * 64,
             "state": state,
-            "dataset": "d",
-            "spec": self.documents[-1]["spec"],
+            **self.documents[-1],
             "progress": {"phase": "search", "done": 1, "total": 4, "eta_s": 2.5} if state == "running" else None,
             "certificate": {"method": "tree", "dtype": "float64", "exact": True} if state == "ready" else None,
             "telemetry": {"seconds": {"search": 100.0}, "counts": {}} if state == "ready" else None,

@@ -20,6 +20,8 @@ import pytest
 
 from pcct_client import (
     AsyncClient,
+    BadAnswer,
+    BelongsElsewhere,
     BuildFailed,
     Client,
     ClientError,
@@ -65,6 +67,8 @@ class Tracks:
         self.away = False
         self.failing = None
         self.refuse = None
+        self.tells_epoch = True
+        self.defaults = {}  # hyperparameters that the service adds where a spec leaves them out
         self.warning = None
         self.datasets = {}
         self.graphs = {}
@@ -90,8 +94,9 @@ class Tracks:
                     continue
                 metric = track["wanted"]
                 graph = hashlib.sha256(json.dumps(metric, sort_keys=True).encode()).hexdigest()
-                self.graphs[graph] = {**track["spec"], "metric": metric}
-                track.update(version=track["requested"], graph=graph)
+                spec = {**track["spec"], "metric": metric}
+                self.graphs[graph] = {"dataset": track["dataset"], "spec": spec}
+                track.update(version=track["requested"], graph=graph, spec=spec)
 
     def schedule(self, track, metric):
         track.update(wanted=metric, requested=track["requested"] + 1, error=None)
@@ -125,10 +130,10 @@ class Tracks:
     def graphs_(self, request, name, array=None):
         if name not in self.graphs:
             return problem(404, "unknown-graph")
-        spec = self.graphs[name]
+        described = self.graphs[name]
         if array is None:
-            return httpx.Response(200, json={"id": name, "state": "ready", "spec": spec, "telemetry": {}})
-        scale = np.ravel(spec["metric"].get("lengthscale", 1.0))[0]
+            return httpx.Response(200, json={"id": name, "state": "ready", **described, "telemetry": {}})
+        scale = np.ravel(described["spec"]["metric"].get("lengthscale", 1.0))[0]
         arrays = {
             "neighbors": np.zeros((3, 2), np.int32),
             "distances": np.full((3, 2), scale),
@@ -141,15 +146,23 @@ class Tracks:
             document = json.loads(request.content)
             if document["dataset"] not in self.datasets:
                 return problem(404, "unknown-dataset")
-            track = {"id": f"{len(self.said):032x}", "version": 0, "requested": 0, "failures": 0, "graph": None}
+            track = {
+                "id": f"{len(self.said):032x}",
+                "version": 0,
+                "epoch": 0,
+                "requested": 0,
+                "failures": 0,
+                "graph": None,
+            }
+            metric = {**self.defaults, **document["spec"]["metric"]}
             track |= {
                 "error": None,
-                "spec": document["spec"],
+                "spec": {**document["spec"], "metric": metric},
                 "dataset": document["dataset"],
                 "policy": document["policy"],
             }
             self.tracks[track["id"]] = track
-            self.schedule(track, document["spec"]["metric"])
+            self.schedule(track, metric)
             return self.body(track, 201)
         if name not in self.tracks:
             return problem(404, "unknown-track")
@@ -165,6 +178,10 @@ class Tracks:
 
     def refresh(self, track, document):
         self.refreshes.append(document)
+        if document["epoch"] < track["epoch"]:
+            seen = {"seen_epoch": track["epoch"]} if self.tells_epoch else {}
+            return problem(409, "epoch-backwards", field="epoch", **seen)
+        track["epoch"] = document["epoch"]
         if self.refuse:
             return problem(422, self.refuse, field="metric.lengthscale")
         metric = {**track["wanted"], **document["metric"]}
@@ -790,6 +807,93 @@ def test_a_forked_child_keeps_the_last_graph_and_leaves_the_track_alone(service)
         assert service.tracks
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_in_a_fork_a_session_waits_for_nobody_and_says_where_it_belongs(service):
+    with Client("http://pcct.test", transport=httpx.MockTransport(service)) as client:
+        session = client.track(POINTS, k=2, lengthscale=0.3)
+        with session._following._lock:  # as a thread of the parent may hold it
+            child = os.fork()
+            if child == 0:
+                with contextlib.suppress(BaseException):
+                    assert session.last_error is None
+                    assert session.step(lengthscale=0.9).version == session.version == 1
+                    with pytest.raises(BelongsElsewhere, match="this is a fork: begin another here"):
+                        session.sync()
+                    assert repr(session)
+                    session.close()
+                    del session
+                    gc.collect()
+                    client.close()
+                    os._exit(0)
+                os._exit(1)
+        assert os.waitpid(child, 0)[1] == 0
+        assert scale_of(session.step()) == 0.3
+
+
+def test_an_async_session_belongs_to_its_loop(service):
+    client = AsyncClient("http://pcct.test", transport=httpx.MockTransport(service.async_call))
+
+    async def begin():
+        return await client.track(POINTS, k=2, lengthscale=0.3)
+
+    async def use(session):
+        for use in (session.step, session.sync, session.open):
+            with pytest.raises(BelongsElsewhere, match="which has ended; begin another session here"):
+                await use()
+
+    session = asyncio.run(begin())
+    asyncio.run(use(session))
+    assert session.graph.version == 1
+    assert len(service.tracks) == 1
+    asyncio.run(client.aclose())
+    assert not service.tracks
+    with pytest.raises(SessionClosed):
+        session._following.leave_wish()
+
+
+def test_an_async_client_closes_sessions_of_other_loops_where_they_are(service):
+    client = AsyncClient("http://pcct.test", transport=httpx.MockTransport(service.async_call))
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    session = BlockingSession(loop, client, (POINTS,), {"k": 2, "lengthscale": 0.3}).session
+
+    async def close():
+        with pytest.raises(BelongsElsewhere, match="which is another"):
+            await session.step()
+        await client.aclose()
+
+    asyncio.run(close())
+    assert not service.tracks
+    assert all(task.done() and not task.cancelled() for task in session._tasks)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_child_has_the_last_graph_of_an_async_session(service):
+    async def child(session, client):
+        assert (await session.step(lengthscale=0.9)).version == 1
+        with pytest.raises(BelongsElsewhere):
+            await session.sync()
+        await client.aclose()
+
+    async def run():
+        async with AsyncClient("http://pcct.test", transport=httpx.MockTransport(service.async_call)) as client:
+            session = await client.track(POINTS, k=2, lengthscale=0.3)
+            pid = os.fork()
+            if pid == 0:
+                with contextlib.suppress(BaseException):
+                    asyncio.run(child(session, client))
+                    os._exit(0)
+                os._exit(1)
+            assert os.waitpid(pid, 0)[1] == 0  # noqa: ASYNC222  (nothing else runs)
+            assert service.tracks
+
+    asyncio.run(run())
+
+
 def test_a_program_that_ends_without_closing_has_the_track_forgotten():
     program = f"""
 import sys
@@ -810,3 +914,104 @@ atexit.register(pcct_client.session._stop_all)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert (done.stdout, done.stderr) == ("1\n0\n", "")
+
+
+def refresh_from_outside(service, **document):
+    """Refresh the session's track as another program does; returns the track."""
+    (track,) = service.tracks.values()
+    with service.lock:
+        assert service.refresh(track, {"metric": {}, "force": True, **document}).status_code in (200, 202)
+    return track
+
+
+def test_a_session_counts_on_from_the_epoch_of_another_program_and_says_so_once(service, track, caplog):
+    session = track(POINTS, k=2, lengthscale=0.3)
+    assert session.shared is None
+    shared = refresh_from_outside(service, epoch=10**6)
+    for lengthscale in (0.4, 0.5):
+        session.step(lengthscale=lengthscale)
+        assert scale_of(session.sync()) == lengthscale
+    assert 10**6 < shared["epoch"] < 10**6 + 10
+    refresh_from_outside(service, epoch=10**9)
+    session.step(lengthscale=0.6)
+    assert scale_of(session.sync()) == 0.6
+    assert session.last_error is None
+    assert (
+        session.shared
+        == f"another program refreshes the session's track {shared['id']} too, and has brought it to epoch "
+        + ("1000000000: the session counts on from there; give it a track of its own")
+    )
+    said = [record for record in caplog.records if record.name == "pcct_client"]
+    assert [record.levelname for record in said] == ["WARNING"]
+    assert "epoch 1000000:" in said[0].getMessage()
+    told = [event["error"]["detail"] for event in session.events if "error" in event]
+    assert told == [said[0].getMessage()]
+
+
+@pytest.mark.parametrize("epoch", [2**53 - 1, 1000])
+def test_a_session_leaves_a_track_whose_epoch_it_cannot_follow(service, track, epoch):
+    service.tells_epoch = epoch > 1000
+    session = track(POINTS, k=2, lengthscale=0.3)
+    first = session.step()
+    lost = refresh_from_outside(service, epoch=epoch)
+    session.step(lengthscale=0.4)
+    graph = session.sync()
+    assert (scale_of(graph), session.last_error) == (0.4, None)
+    assert graph.version > first.version
+    assert "goes on with another track" in session.shared
+    assert len(service.tracks) == 2
+    assert lost["epoch"] == epoch
+
+
+def test_what_another_program_sets_does_not_stay(service, track):
+    service.defaults = {"lengthscale": 1.0, "variance": 1.0}
+    session = track(POINTS, k=2)
+    refresh_from_outside(service, metric={"lengthscale": 0.2, "variance": 5.0}, epoch=0)
+    session.step(lengthscale=0.4)
+    metric = session.sync().spec["metric"]
+    assert (metric["lengthscale"], metric["variance"]) == (0.4, 1.0)
+    assert service.refreshes[-1]["metric"] == {"lengthscale": 0.4, "variance": 1.0}
+
+
+def test_a_lengthscale_of_one_that_nobody_gave_is_sent_too(service, track):
+    session = track(POINTS, k=2, metric="euclidean")
+    refresh_from_outside(service, metric={"lengthscale": 7.0}, epoch=0)
+    session.step(force=True)
+    until(lambda: len(service.refreshes) > 1)
+    assert service.refreshes[-1]["metric"] == {"lengthscale": 1.0}
+
+
+def test_sync_is_not_content_with_a_newer_graph_of_another_program(service, track):
+    session = track(POINTS, k=2, lengthscale=0.3)
+    kept = service.body
+
+    def overtake(track, status=200):
+        if track["version"] == 2 and track["spec"]["metric"]["lengthscale"] == 0.4:
+            service.refresh(track, {"metric": {"lengthscale": 9.0}, "epoch": track["epoch"], "force": True})
+        return kept(track, status)
+
+    service.body = overtake
+    session.step(lengthscale=0.4)
+    assert scale_of(session.sync()) == 0.4
+
+
+def test_a_session_notices_graphs_of_others(service, track):
+    session = track(POINTS, k=2, lengthscale=0.3)
+    graph, kept = session.step(), service.graphs_
+
+    def mix(request, name, array=None):
+        with service.lock:
+            others = {**service.graphs[name], "dataset": "f" * 64}
+            return (
+                kept(request, name, array)
+                if array
+                else httpx.Response(200, json={"id": name, "state": "ready", **others})
+            )
+
+    service.graphs_ = mix
+    session.step(lengthscale=0.4)
+    assert isinstance(until(lambda: session.last_error), BadAnswer)
+    assert "ffff" in str(session.last_error)
+    service.graphs_ = kept
+    assert scale_of(session.sync()) == 0.4
+    assert scale_of(graph) == 0.3

@@ -17,7 +17,7 @@ def _no_key(monkeypatch):
 
 
 def sent_by(client):
-    return client._http.headers.get("authorization")
+    return client._address.headers.get("authorization")
 
 
 @pytest.mark.parametrize("make", [Client, AsyncClient])
@@ -47,7 +47,7 @@ def test_the_key_is_sent_with_every_request_and_shown_nowhere(service, caplog):
     caplog.set_level(logging.DEBUG)
     with Client("http://name:password@pcct.test", transport=httpx.MockTransport(service), api_key=KEY) as client:
         client.knn(POINTS, k=2)
-        shown = f"{client!r} {client} {client._http!r}"
+        shown = f"{client!r} {client} {client._address!r}"
     assert {request.headers["authorization"] for request in service.requests} == {f"Bearer {KEY}"}
     assert "HTTP Request" in caplog.text
     assert KEY not in shown + caplog.text

@@ -33,12 +33,12 @@ def client(service) -> Iterator[Client]:
         yield client
 
 
-def built_here(points: np.ndarray, lengthscale: list[float]) -> pc.Graph:
+def built_here(points: np.ndarray, lengthscale: float | list[float]) -> pc.Graph:
     metric = pc.Residual(pc.Matern32(lengthscale=lengthscale), inducing=20)
     return pc.vecchia_graph(points, k=5, metric=metric)
 
 
-def check_is_for(graph: Graph, points: np.ndarray, lengthscale: list[float]) -> None:
+def check_is_for(graph: Graph, points: np.ndarray, lengthscale: float | list[float]) -> None:
     for name, array in built_here(points, lengthscale).arrays().items():
         assert np.array_equal(getattr(graph, name), array), name
 
@@ -141,3 +141,26 @@ def test_a_session_survives_restarts_of_the_service(start_up, tmp_path: Path, po
             assert third.version > second.version
             assert http.get(f"/v1/datasets/{first.dataset}").status_code == 200
             assert session.last_error is None
+
+
+def test_a_session_goes_on_beside_a_program_that_refreshes_its_track(client, service, points) -> None:
+    wish = {**WISH, "lengthscale": 0.3, "policy": RefreshPolicy()}
+    with client.track(points, **wish) as session:
+        track = session.events[0]["track"]
+
+        def refresh(**document: object) -> None:
+            service.post(f"/v1/tracks/{track}/refresh", json=document).raise_for_status()
+
+        refresh(epoch=10**6)
+        refresh(metric={"variance": 5.0}, force=True)
+        session.step(lengthscale=0.25)
+        graph = session.sync(PATIENCE_S)
+        check_is_for(graph, points, 0.25)
+        assert graph.spec["metric"]["variance"] == 1.0
+        assert session.shared is not None
+        assert "epoch 1000001: the session counts on" in session.shared
+        refresh(epoch=2**53 - 1)
+        session.step(lengthscale=0.2)
+        check_is_for(session.sync(PATIENCE_S), points, 0.2)
+        assert session.last_error is None
+        assert "another track" in session.shared
