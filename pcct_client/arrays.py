@@ -59,7 +59,7 @@ def npy_body(X: Any, columns: Sequence[str] | None = None) -> NpyBody:
     if array.ndim != 2:
         given = "X" if isinstance(X, np.ndarray) else "np.asarray(X)"
         fixes = {0: "reshape(1, 1) for one point in one dimension", 1: "reshape(-1, 1) for one dimension"}
-        fix = fixes.get(array.ndim, "reshape(len(X), -1) where every X[i] is a point")
+        fix = fixes.get(array.ndim, f"reshape({(*array.shape, 1)[0]}, -1) where every X[i] is a point")
         raise InvalidArray(f"points have shape {array.shape}; expected (n, d); use {given}.{fix}")
     if array.size == 0:
         raise InvalidArray(f"points have shape {array.shape}; at least one row and one column are needed")

@@ -80,7 +80,7 @@ def _column(frame: Any, name: Any, in_degrees: bool) -> tuple[NDArray[Any], Any]
         return places(array, in_degrees, f"X[{name!r}]", f"column {name!r}")
     fixes = _Fixes.of(frame, name)
     if array.dtype == object and not any(isinstance(value, str) or hasattr(value, "isoformat") for value in array):
-        return numbers_of(array, f"column {name!r}", fixes.offset, fixes.number), None
+        return numbers_of(array, lambda row: f"row {row} of column {name!r}", fixes.offset, fixes.number), None
     if array.dtype.kind not in "iufb":
         said = f"column {name!r} has type {getattr(series, 'dtype', array.dtype)}"
         raise InvalidArray(f"{said}; {_other_fix(array, fixes)}")

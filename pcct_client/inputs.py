@@ -112,7 +112,7 @@ def _name(metric: Any) -> str:
     """Return the name of a metric, which is given as that or as JSON values."""
     if isinstance(metric, str):
         return metric
-    fields = metric.to_json() if hasattr(metric, "to_json") else metric
+    fields = metric.to_json() if hasattr(metric, "to_json") and not isinstance(metric, type) else metric
     return str(fields.get("type")) if isinstance(fields, Mapping) else "euclidean"
 
 

@@ -5,9 +5,10 @@ The words are those of `pcct_core.arrays`, and the code in a message works as it
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from fractions import Fraction
+from functools import partial
 from numbers import Integral, Real
 from os import PathLike, fspath
 from typing import Any
@@ -34,7 +35,7 @@ def read_numbers(X: Any) -> NDArray[Any]:
         X = X.detach() if hasattr(X, "detach") else X  # torch gives no array of what it differentiates
     _check_unmasked(X)
     try:
-        array = np.from_dlpack(X) if hasattr(X, "__dlpack__") and not hasattr(X, "__array__") else np.asarray(X)
+        array = _shared(X)
     except (ValueError, TypeError, RuntimeError, BufferError) as error:
         raise _unreadable(X, error) from error
     if array.dtype.kind not in "fiub" or array.dtype.itemsize > 8:
@@ -43,10 +44,24 @@ def read_numbers(X: Any) -> NDArray[Any]:
     return array
 
 
-def numbers_of(objects: NDArray[Any], place: str, offset_fix: str, number_fix: str) -> NDArray[np.float64]:
+def _shared(X: Any) -> NDArray[Any]:
+    """Return what NumPy makes of X, in the same memory where it can."""
+    if not hasattr(X, "__dlpack__"):
+        return np.asarray(X)
+    try:
+        return np.asarray(X) if hasattr(X, "__array__") else np.from_dlpack(X)
+    except RuntimeError as error:
+        if "Numpy is not available" not in str(error):
+            raise
+        return np.from_dlpack(X)  # a torch that was built for NumPy 1, beside NumPy 2
+
+
+def numbers_of(
+    objects: NDArray[Any], place: Callable[[int], str], offset_fix: str, number_fix: str
+) -> NDArray[np.float64]:
     """Return a column of Python objects as float64, NaN where one is missing; the service names the row of those.
 
-    objects: (n,) of numbers, of any type that Python counts among them. place: what messages call the column. offset_fix,
+    objects: (n,) of numbers, of any type that Python counts among them. place: what messages call a row of it. offset_fix,
     number_fix: the code that subtracts an offset from it, and that makes numbers of it. Raises InvalidArray for what is no
     number, and for numbers that float64 rounds or no longer tells apart.
     """
@@ -57,19 +72,19 @@ def numbers_of(objects: NDArray[Any], place: str, offset_fix: str, number_fix: s
             out[row] = np.nan
             continue
         if not isinstance(value, Real | Decimal):
-            raise InvalidArray(f"row {row} of {place} is {shown(value)}, which is no number; {number_fix}")
+            raise InvalidArray(f"{place(row)} is {shown(value)}, which is no number; {number_fix}")
         try:
             out[row] = float(value)
         except (OverflowError, ValueError) as error:
             raise InvalidArray(
-                f"row {row} of {place} is {shown(value)}, which float64 cannot hold; use a larger unit"
+                f"{place(row)} is {shown(value)}, which float64 cannot hold; use a larger unit"
             ) from error
         if isinstance(value, Integral) and int(out[row]) != int(value):
             fix = offset_fix if _fits_with_offset(objects) else None
-            raise InvalidArray(rounded_away(f"row {row} of {place}", int(value), fix, number_fix))
+            raise InvalidArray(rounded_away(place(row), int(value), fix, number_fix))
         if isinstance(value, Decimal | Fraction) and exact.setdefault(out[row], value) != value and value == value:
             raise InvalidArray(
-                f"row {row} of {place} is {value}, which float64 does not tell from {exact[out[row]]}; "
+                f"{place(row)} is {value}, which float64 does not tell from {exact[out[row]]}; "
                 f"subtract an offset, which changes no Euclidean distance: {offset_fix}"
             )
     return out
@@ -164,10 +179,9 @@ def _check_unmasked(X: Any) -> None:
     if isinstance(X, np.ma.MaskedArray):
         places = np.argwhere(np.ma.getmaskarray(X))
         if len(places):
-            row = int(places[0, 0]) if X.ndim else 0
+            rows = "X[~np.ma.getmaskarray(X).any(axis=1)]" if X.ndim == 2 else "X.compressed()"
             raise InvalidArray(
-                f"row {row} has masked values; leave out such rows: X[~np.ma.getmaskarray(X).any(axis=1)], "
-                "or give them values: X.filled(0)"
+                f"{_place(places[0].tolist())} is masked; leave out what is masked: {rows}, or give it values: X.filled(0)"
             )
     elif isinstance(X, list | tuple):
         for row, values in enumerate(X):
@@ -181,13 +195,16 @@ def _unreadable(X: Any, error: Exception) -> InvalidArray:
     rows: Any = X if isinstance(X, list | tuple) else ()
     for row, values in enumerate(rows):
         if hasattr(values, "__len__") != hasattr(rows[0], "__len__"):
-            return InvalidArray(
-                f"points are not an array: row {row} is not as long as row 0; give every row as many values"
-            )
+            return InvalidArray(f"row {row} is one value and others are rows of them; give every row as many")
         if hasattr(values, "__len__") and len(values) != len(rows[0]):
             said = f"row {row} has {len(values)} values, row 0 has {len(rows[0])}"
-            return InvalidArray(f"points are not an array, for {said}; give every row as many")
-    return InvalidArray(f"points are not an array that the CPU can read: {error}")
+            return InvalidArray(f"points are rows of different lengths: {said}; give every row as many")
+    fix = ""
+    if getattr(X, "is_sparse", False):
+        fix = "; use X.to_dense()"
+    elif "bfloat16" in str(getattr(X, "dtype", "")):
+        fix = "; use X.float()"
+    return InvalidArray(f"points are not an array that the CPU can read: {error}{fix}")
 
 
 def _without_numbers(X: Any, array: NDArray[Any]) -> InvalidArray:
@@ -224,7 +241,7 @@ def _text_or_objects(X: Any, array: NDArray[Any]) -> InvalidArray:
     if strange is None:
         for column, values in enumerate(array.reshape(len(array), -1).T):
             try:
-                numbers_of(values, f"column {column}", _OBJECT_OFFSET, _ROUNDED)
+                numbers_of(values, partial(_place_in, column), _OBJECT_OFFSET, _ROUNDED)
             except InvalidArray as rounded:
                 return rounded
         return InvalidArray(f"{said}; {_ROUNDED} makes numbers of them")
@@ -290,6 +307,10 @@ def _span(column: NDArray[Any]) -> float:
     return (
         int(high) - int(low) if isinstance(low, Integral) and isinstance(high, Integral) else float(high) - float(low)
     )
+
+
+def _place_in(column: int, row: int) -> str:
+    return _place((row, column))
 
 
 def _place(at: Sequence[int]) -> str:

@@ -41,7 +41,7 @@ def test_dataset_id_tells_float32_from_float64():
         (POINTS[:, 0], r"X.reshape\(-1, 1\)"),
         (POINTS[None], r"expected \(n, d\)"),
         (POINTS[:0], "at least one row"),
-        ([[1.0], [2.0, 3.0]], "not an array"),
+        ([[1.0], [2.0, 3.0]], "rows of different lengths"),
     ],
 )
 def test_npy_body_refuses_what_cannot_be_sent(bad, words):

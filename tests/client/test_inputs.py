@@ -66,7 +66,7 @@ def test_as_array_refuses_memory_of_another_device():
 
 
 def test_as_array_refuses_what_would_lose_something():
-    with pytest.raises(InvalidArray, match="masked values"):
+    with pytest.raises(InvalidArray, match="row 1, column 0 is masked"):
         as_array(np.ma.masked_equal(POINTS, 11.0))
     assert as_array(np.ma.array(POINTS)).shape == (3, 2)
     sparse = pytest.importorskip("scipy.sparse")

@@ -12,6 +12,8 @@ import pytest
 from pcct_client import InvalidArray
 from pcct_client.arrays import npy_body
 from pcct_client.values import EXACT_WHOLE, rounded_row
+from pcct_core import InvalidPoints
+from pcct_core.points import as_points
 
 POINTS = np.array([[10.0, 50.0], [11.0, 51.5], [12.0, -3.0]])
 NANOSECONDS = 1_700_000_000_000_000_000 + np.arange(6).reshape(3, 2) ** 3
@@ -72,16 +74,16 @@ def follow(X, code):
         (POINTS[:, 0], r"expected (n, d)", "X.reshape(-1, 1)", POINTS[:, :1]),
         (POINTS[:, 0].tolist(), r"expected (n, d)", "np.asarray(X).reshape(-1, 1)", POINTS[:, :1]),
         (5.0, r"expected (n, d)", "np.asarray(X).reshape(1, 1)", [[5]]),
-        (POINTS[:, None], r"expected (n, d)", "X.reshape(len(X), -1)", POINTS),
+        (POINTS[:, None], r"expected (n, d)", "X.reshape(3, -1)", POINTS),
         (
             np.ma.masked_equal(POINTS, 51.5),
-            "row 1 has masked values",
+            "row 1, column 1 is masked",
             "X[~np.ma.getmaskarray(X).any(axis=1)]",
             POINTS[[0, 2]],
         ),
         (
             np.ma.masked_equal(POINTS, 51.5),
-            "row 1 has masked values",
+            "row 1, column 1 is masked",
             "X.filled(0)",
             np.where(POINTS == 51.5, 0, POINTS),
         ),
@@ -105,7 +107,7 @@ def follow(X, code):
         ),
         (
             NANOSECONDS.astype(object),
-            "row 1 of column 0 is 1700000000000000008",
+            "row 1, column 0 is 1700000000000000008",
             "A = np.array(X, dtype=object); (A - A.min(axis=0)).astype('float64')",
             NANOSECONDS - NANOSECONDS.min(axis=0),
         ),
@@ -117,13 +119,13 @@ def follow(X, code):
         ),
         (
             [[2**70 + 1], [2**70 + 3]],
-            "row 0 of column 0 is 1180591620717411303425",
+            "row 0, column 0 is 1180591620717411303425",
             "A = np.array(X, dtype=object); (A - A.min(axis=0)).astype('float64')",
             [[0], [2]],
         ),
         (
             np.array([[Decimal("1700000000.000000001")], [Decimal("1700000000.000000002")]]),
-            "row 1 of column 0 is 1700000000.000000002, which float64 does not tell from 1700000000.000000001",
+            "row 1, column 0 is 1700000000.000000002, which float64 does not tell from 1700000000.000000001",
             "A = np.array(X, dtype=object); (A - A.min(axis=0)).astype('float64')",
             [[0], [1e-9]],
         ),
@@ -153,8 +155,8 @@ def test_the_advice_of_a_message_works_as_it_stands(X, said, code, points):
         (object(), "not one object"),
         ([[1.0, None]], "row 0, column 1 is None; remove or fill such rows"),
         ([["a", 1]], "row 0, column 0 is 'a', which is no number; give columns of numbers alone"),
-        ([[1.0], [2.0, 3.0]], "not an array, for row 1 has 2 values, row 0 has 1; give every row as many"),
-        ([[1.0], 2.0], "row 1 is not as long as row 0"),
+        ([[1.0], [2.0, 3.0]], "rows of different lengths: row 1 has 2 values, row 0 has 1; give every row as many"),
+        ([[1.0], 2.0], "row 1 is one value and others are rows of them"),
         ([np.ma.masked_equal([1, 2], 2), [3, 4]], "row 0 has masked values"),
         ([[3, 4], [1, np.ma.masked]], "row 1 has masked values"),
         (np.zeros(3, [("name", "U3")]), "none of its fields is a number"),
@@ -213,3 +215,39 @@ def test_rounded_row_is_the_first_that_python_finds(dtype):
         )
         expected = next((row for row, value in enumerate(whole.tolist()) if int(float(value)) != value), None)
         assert rounded_row(whole) == expected
+
+
+@pytest.mark.parametrize(
+    "X",
+    [
+        NANOSECONDS,
+        NANOSECONDS.tolist(),
+        NANOSECONDS[:, :1].astype(object),
+        [[10**20 + 1], [1]],
+        np.array([[2**63], [2**64 - 1]], np.uint64),
+        POINTS.astype(complex),
+        POINTS.astype(str),
+        POINTS.astype(object),
+        POINTS[None],
+        POINTS[:0],
+        5.0,
+        {"x": POINTS[:, 0]},
+        {(1.0, 2.0)},
+        None,
+        "places.npy",
+        Path("places.csv"),
+        [[1, None]],
+        [[1, "a"]],
+        [[1.0], [2.0, 3.0]],
+        [[1.0], 2.0],
+        np.ma.masked_equal(POINTS, 51.5),
+        np.array([DAY]),
+        np.zeros(2, [("lon", "f8"), ("lat", "f8")]),
+    ],
+)
+def test_the_library_says_the_same(X):
+    with pytest.raises(InvalidArray) as refused:
+        npy_body(X)
+    with pytest.raises(InvalidPoints) as by_library:
+        as_points(X)
+    assert str(refused.value) == str(by_library.value)
