@@ -59,7 +59,8 @@ def torch_tensors(arrays: GraphArrays) -> GraphArrays:
     """Return the arrays as torch tensors on the CPU; neighbors become int64, which torch indexes with."""
     torch = load("torch", "Graph.to_torch")
     indices = arrays._replace(neighbors=arrays.neighbors.astype(np.int64))
-    return GraphArrays(*(None if array is None else torch.from_numpy(array) for array in indices))
+    # By DLPack and not `from_numpy`, for a torch that was built for NumPy 1 has no other way beside NumPy 2.
+    return GraphArrays(*(None if array is None else torch.from_dlpack(array) for array in indices))
 
 
 def jax_arrays(arrays: GraphArrays) -> GraphArrays:
@@ -88,15 +89,20 @@ def networkx_graph(pairs: Pairs, queries: bool) -> Any:
 
 
 def frame(pairs: Pairs, library: FrameLibrary | None) -> Any:
-    """Return a data frame of one line per pair: row, position (0 for the nearest), neighbor, distance."""
+    """Return a data frame of one line per pair: row, position (0 for the nearest), neighbor, distance.
+
+    A row without neighbors has one line, as a graph's arrays tell it: neighbor -1 at distance inf, and position -1.
+    """
     if library not in (None, "pandas", "polars"):
         raise NotForThisGraph(f"library is {library!r}; use 'pandas' or 'polars'")
     rows = pairs.rows()
+    empty = np.flatnonzero(np.diff(pairs.offsets) == 0).astype(np.int32)
+    at = pairs.offsets[empty]
     columns = {
-        "row": rows,
-        "position": (np.arange(len(rows)) - pairs.offsets[rows]).astype(np.int32),
-        "neighbor": pairs.neighbors,
-        "distance": pairs.distances,
+        "row": np.insert(rows, at, empty),
+        "position": np.insert((np.arange(len(rows)) - pairs.offsets[rows]).astype(np.int32), at, -1),
+        "neighbor": np.insert(pairs.neighbors, at, -1),
+        "distance": np.insert(pairs.distances, at, np.inf),
     }
     return _frames(library).DataFrame(columns)
 

@@ -148,6 +148,7 @@ class Graph:
     def to_frame(self, library: FrameLibrary | None = None) -> Any:
         """Return a data frame with one line per pair: row, position (0 for the nearest), neighbor, distance.
 
+        A row without neighbors has one line, with neighbor -1 at distance inf, and position -1.
         library: "pandas" or "polars"; left out, pandas, or polars where that alone is installed.
         """
         return convert.frame(self._pairs(), library)

@@ -1,4 +1,4 @@
-"""Fit a Vecchia likelihood by PyTorch's LBFGS and autograd, under a graph that follows the lengthscales.
+"""Fit a Vecchia likelihood by PyTorch's LBFGS and autograd (1.13 or newer), under a graph that follows the lengthscales.
 
 Neighbors of a plain Vecchia model are nearest under the distance over its lengthscales. A swap makes a new optimizer, for the
 old one remembers gradients of another objective.
@@ -19,20 +19,20 @@ policy = RefreshPolicy(tolerance=0.1, max_epochs=20, cooldown_epochs=3)
 
 def lengthscale():
     """Return the lengthscales as they are now."""
-    return theta[1:-1].detach().exp().numpy()
+    return np.from_dlpack(theta[1:-1].detach().exp())
 
 
 def minus_log_likelihood(graph):
     """Return it for theta as it is now, all rows in one batch."""
     neighbors = graph.to_torch().neighbors  # ranks, -1 where a row has fewer
     sets = torch.cat([neighbors, torch.arange(len(X))[:, None]], dim=1)  # the row itself comes last
-    there, points, values = sets >= 0, torch.from_numpy(X[graph.order]), torch.from_numpy(y[graph.order])
+    there, points, values = sets >= 0, torch.from_dlpack(X[graph.order]), torch.from_dlpack(y[graph.order])
     near = (points / theta[1:-1].exp())[sets]
     a = ((near[:, :, None] - near[:, None]).square().sum(-1) * 3 + 1e-20).sqrt()
-    covariance = (theta[0].exp() * (1 + a) * (-a).exp()).where(there[:, :, None] & there[:, None], 0.0)
-    factor = torch.linalg.cholesky(covariance + torch.diag_embed(theta[3].exp().where(there, 1.0)))
-    held = values[sets].where(there, 0.0)[:, :, None]
-    z = torch.linalg.solve_triangular(factor, held, upper=False)[:, -1, 0]
+    covariance = (theta[0].exp() * (1 + a) * (-a).exp()).masked_fill(~(there[:, :, None] & there[:, None]), 0.0)
+    nugget = theta[3].exp().expand(sets.shape).masked_fill(~there, 1.0)
+    factor = torch.linalg.cholesky(covariance + torch.diag_embed(nugget))
+    z = torch.linalg.solve_triangular(factor, values[sets].masked_fill(~there, 0.0)[:, :, None], upper=False)[:, -1, 0]
     return (factor[:, -1, -1].log() + z.square() / 2).sum() + len(X) * np.log(2 * np.pi) / 2
 
 

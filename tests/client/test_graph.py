@@ -1,3 +1,4 @@
+import dataclasses
 import importlib.util
 import itertools
 import os
@@ -159,19 +160,27 @@ def test_to_sparse_has_distances_or_ones(vecchia, knn, radius, answer):
         knn.to_sparse("weights")
 
 
-def test_to_frame_has_a_line_per_pair(vecchia, radius):
+LINES = [(0, -1, -1, np.inf), (1, 0, 0, 1.0), (2, 0, 1, 0.5), (2, 1, 0, 2.0)]
+
+
+def test_to_frame_has_a_line_per_pair_and_one_for_a_row_without(vecchia, radius):
     pytest.importorskip("pandas")
     frame = vecchia.to_frame("pandas")
     assert list(frame.columns) == ["row", "position", "neighbor", "distance"]
-    assert frame.to_numpy().tolist() == [[1, 0, 0, 1.0], [2, 0, 1, 0.5], [2, 1, 0, 2.0]]
-    assert radius.to_frame("pandas")["neighbor"].tolist() == [2, 0]
+    assert list(frame.itertuples(index=False, name=None)) == LINES
+    assert [str(dtype) for dtype in frame.dtypes] == ["int32", "int32", "int32", "float64"]
+    assert radius.to_frame("pandas")[["row", "neighbor"]].to_numpy().tolist() == [[0, 2], [1, -1], [2, 0]]
+    nobody = dataclasses.replace(
+        radius, neighbors=radius.neighbors[:0], distances=radius.distances[:0], offsets=np.zeros(4, np.int64)
+    )
+    assert nobody.to_frame("pandas")["row"].tolist() == [0, 1, 2]
     with pytest.raises(NotForThisGraph, match="use 'pandas' or 'polars'"):
         radius.to_frame("arrow")
 
 
 def test_to_frame_takes_polars(vecchia):
     pytest.importorskip("polars")
-    assert vecchia.to_frame("polars").rows() == [(1, 0, 0, 1.0), (2, 0, 1, 0.5), (2, 1, 0, 2.0)]
+    assert vecchia.to_frame("polars").rows() == LINES
 
 
 def test_to_frame_takes_polars_where_pandas_is_missing(vecchia, monkeypatch):
@@ -231,7 +240,7 @@ def test_to_torch_gives_tensors_to_index_with(vecchia, radius):
 
 def test_to_torch_hands_over_what_torch_indexes_with(vecchia, monkeypatch):
     """Without torch itself, which is large: what it is given."""
-    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(from_numpy=lambda array: ("tensor", array)))
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(from_dlpack=lambda array: ("tensor", array)))
     arrays = vecchia.to_torch()
     kind, neighbors = arrays.neighbors
     assert (kind, neighbors.dtype, neighbors.tolist()) == ("tensor", np.int64, vecchia.neighbors.tolist())

@@ -53,6 +53,14 @@ def test_as_array_takes_what_torch_differentiates():
     assert np.shares_memory(as_array(Tensor(POINTS, differentiated=True)), POINTS)
 
 
+def test_as_array_takes_tensors_of_a_torch_that_knows_another_numpy():
+    class Old(Dlpack):
+        def __array__(self, dtype=None, copy=None):
+            raise RuntimeError("Numpy is not available")
+
+    assert np.shares_memory(as_array(Old(POINTS)), POINTS)
+
+
 def test_as_array_takes_jax_and_torch():
     for library, make in (("torch", "from_numpy"),):
         module = pytest.importorskip(library)

@@ -4,9 +4,9 @@ import pickle
 
 import numpy as np
 import pytest
-from sklearn.neighbors import KNeighborsTransformer
+from sklearn.neighbors import KNeighborsTransformer, RadiusNeighborsTransformer
 
-from pcct_client.sklearn import PcctNeighborsTransformer
+from pcct_client.sklearn import PcctNeighborsTransformer, PcctRadiusNeighborsTransformer
 
 RNG = np.random.default_rng(5)
 PLACES, ASKED = (RNG.uniform([-1.5, -3.1], [1.5, 3.1], (size, 2)) for size in (300, 40))
@@ -23,6 +23,19 @@ def test_graphs_are_those_of_this_process(service_url, mode, metric):
         assert (ours.fit_transform(PLACES) != here.fit_transform(PLACES)).nnz == 0
         assert (ours.transform(ASKED) != here.transform(ASKED)).nnz == 0
         np.testing.assert_array_equal(ours.transform(ASKED).indices, theirs.fit(PLACES).transform(ASKED).indices)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("metric", ["sqeuclidean", "haversine"])
+def test_radius_graphs_are_those_of_this_process(service_url, metric):
+    there, here = (
+        PcctRadiusNeighborsTransformer(radius=0.2, metric=metric, url=url).fit(PLACES) for url in (service_url, None)
+    )
+    theirs = RadiusNeighborsTransformer(radius=0.2, metric=metric).fit(PLACES)
+    for asked in (PLACES, ASKED):
+        found = there.transform(asked)
+        assert (found != here.transform(asked)).nnz == 0
+        np.testing.assert_array_equal(found.indptr, theirs.transform(asked).indptr)
 
 
 @pytest.mark.integration
