@@ -137,9 +137,9 @@ def test_the_client_refuses_text_that_is_no_dataset_id(text, message):
 
 def test_queries_are_matched_by_the_names_of_their_columns(client, service, frames):
     ours = frames.DataFrame({"lat": POINTS[:, 1], "lon": POINTS[:, 0]})
-    theirs = frames.DataFrame({"lon": POINTS[:2, 0], "lat": POINTS[:2, 1]})
+    theirs = frames.DataFrame({"lon": POINTS[::-1, 0], "lat": POINTS[::-1, 1]})
     client.query(ours, theirs, k=2)
-    assert set(service.datasets) == {dataset_id(POINTS[:, ::-1]), dataset_id(POINTS[:2, ::-1])}
+    assert set(service.datasets) == {dataset_id(POINTS[:, ::-1]), dataset_id(POINTS[::-1, ::-1])}
 
 
 def test_columns_of_other_names_are_refused(frames):
