@@ -25,6 +25,11 @@ class Certificate:
     gate1_candidates, gate1_kept, gate1_pruned: residual metric only: pairs of the rows behind the gate that could be
             neighbors, those that passed it, the others.
     gate1_false_negatives, gate1_widenings: true neighbors that the last audit found beyond the gate; times it was widened.
+    tolerance: residual metric only: squared distances that differ by more are ordered rightly, whatever the pair; those that
+            float64 cannot tell apart are equal, and go by index (see `residual`). Recall is counted so.
+    draws:  gated only: what lessons and audits were drawn by: "public", which anybody who has the points can compute, or
+            "secret:" and a hash of the secret. The recall is promised for points that were not arranged by somebody who
+            knew the draws.
     """
 
     method: str
@@ -42,6 +47,8 @@ class Certificate:
     gate1_pruned: int | None = None
     gate1_false_negatives: int | None = None
     gate1_widenings: int | None = None
+    tolerance: float | None = None
+    draws: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the certificate as a JSON object, without what does not apply."""
@@ -53,6 +60,7 @@ def most_missed(found: int, rate: float, alpha: float) -> float:
 
     found: missed pairs among those drawn. rate: how often each pair that could be a missed one is drawn at least, on average,
     independently of the others.
+    Where pairs lie must not depend on the draws: see `draws`.
     Were there more than b, more than rate · b of them would be drawn on average. What is found is a sum of independent
     zeros and ones, so at most h of them come less often than of a Poisson number with that mean, if it is h + 1 or more, or
     h = 0 (Hoeffding 1956, theorem 4; Anderson & Samuels 1967). Nothing is assumed about where misses lie.
@@ -63,4 +71,5 @@ def most_missed(found: int, rate: float, alpha: float) -> float:
 
 def audit_rate(allowed: float, alpha: float) -> float:
     """Return how often each pair must be drawn for `most_missed` to be at most `allowed` with one missed pair found."""
-    return most_missed(_SPARE, 1.0, alpha) * (1.0 + 1e-9) / allowed  # no rounding may make it a little less
+    # No rounding may make it a little less, nor that some pairs are drawn less often by a part in 2^33.
+    return most_missed(_SPARE, 1.0, alpha) * (1.0 + 1e-9) / allowed

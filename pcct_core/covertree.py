@@ -19,7 +19,7 @@ from pcct_core.gate import Found, scan_gated
 from pcct_core.nearest import RadiusNeighbors, find_within, search_points
 from pcct_core.parallel import CancelToken, Crew, Progress
 from pcct_core.points import as_points, check_metric, check_shape, distances_out, embed
-from pcct_core.residual import Factors, Screen, choose_inducing, make_factors, make_screen
+from pcct_core.residual import Factors, Screen, choose_inducing, make_factors, make_screen, tolerance_of
 from pcct_core.search import Queries, order_queries
 from pcct_core.simd import LANES
 from pcct_core.spec import MAX_PAIRS, GraphSpec, Haversine, Metric, Residual, metric_from_json, read_radius
@@ -125,14 +125,15 @@ class CoverTree:
         m = points.shape[0]
         neighbors = np.empty((m, int(k)), np.int32)
         distances = np.empty((m, int(k)), points.dtype)
+        tolerance = None
         with Crew(threads, progress, cancel) as crew:
             if self._process is None:
                 method = search_points(self._tree, _external(points, crew), int(k), neighbors, distances, crew)
             else:
-                self._scan(self._process, points, neighbors, distances, crew)
-                method = "dense"
+                asked = self._scan(self._process, points, neighbors, distances, crew)
+                method, tolerance = "dense", tolerance_of(self._process.factors, asked)
         distances_out(distances, self.metric)
-        return Neighbors(neighbors, distances), Certificate(method, str(distances.dtype))
+        return Neighbors(neighbors, distances), Certificate(method, str(distances.dtype), tolerance=tolerance)
 
     def query_radius(
         self,
@@ -218,8 +219,11 @@ class CoverTree:
         neighbors: NDArray[np.int32],
         distances: NDArray[np.float64],
         crew: Crew,
-    ) -> None:
-        """Write the nearest by residual correlation: every point is looked at, for only that is exact."""
+    ) -> Factors:
+        """Write the nearest by residual correlation: every point is looked at, for only that is exact.
+
+        Returns the factors of the queries.
+        """
         metric, m = self.metric, len(points)
         assert isinstance(metric, Residual)  # noqa: S101  (no other has a process)
         tree = build_tree(points, crew, phase="")
@@ -229,6 +233,7 @@ class CoverTree:
         scan_gated(
             self._tree, process.screen, process.factors, queries, asked, np.full(m, np.inf), found, crew, "search"
         )
+        return asked
 
     def _without_process(self) -> None:
         if self._process is not None:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pcct_core.build import Tree
+from pcct_core.draws import draw_words, index_below
 from pcct_core.jit import entry, inner
 from pcct_core.kernels import correlate, make_scratch
 from pcct_core.parallel import Crew
@@ -37,6 +38,7 @@ from pcct_core.simd import (
 from pcct_core.topk import NO_ID, Front, clear_best, full_best, make_best, settle, take_row, write_rows
 
 _DOWN = 1.0 - 2.0**-20  # takes more off a limit than float32 can add to it and to its products
+_SHIFT = 6755399441055744.0  # 1.5 * 2^52: beside it a number keeps its whole part
 
 
 class Found(NamedTuple):
@@ -56,17 +58,18 @@ class Found(NamedTuple):
 class _Room(NamedTuple):
     """Scratch of one group and one bucket.
 
-    explained: float32 flat (LANES * m), V of the queries in units of the variance. own: float64 (LANES,), their residual
-    variances. gates: float64 (LANES,), squared.
+    explained: float32 flat (LANES * m), V of the queries. roots: float64 (LANES,), of their residual variances.
+    halves: float64 (LANES,), of their steps. gates: float64 (LANES,), squared.
     squared: float64 flat (LANES * LANES), by query. products: float32, the same, and a spare row.
     passed: int64 (LANES,), pairs that passed each query's gate.
     near: uint32 (LANES,), points that a query must look at. active: int64 (LANES + QUERIES,), queries that have any.
-    chosen: int64 (LANES + PAIRS,), points that are measured; apart, values: float64 (LANES,), of each. exact: float64
-    (PAIRS,), products. kernel: see `kernels.correlate`.
+    chosen: int64 (LANES + PAIRS,), points that are measured; apart, values: float64 (LANES,), their squared scaled and
+    residual distances. exact: float64 (PAIRS,), products. kernel: see `kernels.correlate`.
     """
 
     explained: Any
-    own: Any
+    roots: Any
+    halves: Any
     gates: Any
     passed: Any
     squared: Any
@@ -117,7 +120,7 @@ def scan_gated_groups(tree, screen, stored, queries, asked, gates, first, last, 
         for lane in range(lanes):
             if found.known[group.rows[lane]]:
                 take_row(best, lane, group.rows[lane], found.neighbors, found.distances)
-        widest = load_room(room, group, lanes, asked, gates, screen.scale)
+        widest = load_room(room, group, lanes, asked, gates)
         front = Front(widest, np.float64(np.inf), NO_ID)
         waiting, node = next_bucket(tree, walk, start_walk(walk), group, front, highest)
         while node >= 0:
@@ -138,6 +141,7 @@ def make_room(m):
         np.empty(LANES * m, np.float32),
         np.empty(LANES),
         np.empty(LANES),
+        np.empty(LANES),
         np.empty(LANES, np.int64),
         np.empty(LANES * LANES),
         np.empty((LANES + 1) * LANES, np.float32),
@@ -152,8 +156,8 @@ def make_room(m):
 
 
 @inner
-def load_room(room, group, lanes, asked, gates, scale):
-    """Gather what the queries of a group bring along; return their widest squared gate. scale: of the screen."""
+def load_room(room, group, lanes, asked, gates):
+    """Gather what the queries of a group bring along; return their widest squared gate."""
     widest = 0.0
     m = asked.m
     for lane in range(LANES):
@@ -161,12 +165,13 @@ def load_room(room, group, lanes, asked, gates, scale):
         room.passed[lane] = 0
     for lane in range(lanes):
         row = group.rows[lane]
-        room.own[lane] = asked.p[row]
+        room.roots[lane] = np.sqrt(asked.p[row])
+        room.halves[lane] = 0.5 * asked.steps[row]
         room.gates[lane] = gates[row] * gates[row]
         widest = max(widest, room.gates[lane])
         source = np.int64(asked.place[row]) * asked.width
         for c in range(m):
-            room.explained[lane * m + c] = scale * asked.explained[source + c]
+            room.explained[lane * m + c] = asked.explained[source + c]
     return widest
 
 
@@ -205,14 +210,14 @@ def scan_gated_bucket(tree, screen, stored, asked, node, group, best, room, foun
 def screen_active(screen, stored, bucket, best, room, count):
     """Keep of the active queries those with points that float32 cannot rule out, and only these points; return how many.
 
-    A point within a query's bound has |K - V_i · V_j| ≥ (1 - bound) sqrt(p_i p_j), and float32 finds the left side to within
-    screen.slack (proof at `residual.make_screen`, all in units of the variance), so none is lost.
+    A point within a query's bound has |K - V_i · V_j| ≥ (1 - bound - step / 2) sqrt(p_i p_j), and float32 finds the left
+    side to within screen.slack (proof at `residual.make_screen`), so none is lost.
     """
     multiply_single(screen, stored.m, bucket, room, count)
     kept = 0
     for i in range(count):
         lane = int(room.active[i])
-        limit = (1.0 - best.bounds[lane]) * np.sqrt(room.own[lane]) * screen.scale * _DOWN
+        limit = (1.0 - best.bounds[lane] - room.halves[lane]) * room.roots[lane] * _DOWN
         at = lane * LANES
         likely = screen_bucket(
             room.squared, at, room.products, at, screen.roots, bucket * LANES, screen.shape, limit, screen.slack
@@ -279,9 +284,9 @@ def append_correlated(tree, stored, asked, first, lane, group, best, room, found
     measure(stored, asked, row, count, room)
     counted, bound = best.counts[lane], best.bounds[lane]
     for i in range(count):
-        if 1.0 - room.values[i] <= bound:
+        if room.values[i] <= bound:
             to = (best.size + counted) * LANES + lane
-            best.distances[to] = np.sqrt(max(0.0, 1.0 - room.values[i]))
+            best.distances[to] = np.sqrt(room.values[i])
             best.ids[to] = room.chosen[i]
             counted += 1
     best.counts[lane] = counted
@@ -299,9 +304,10 @@ def holds(neighbors, row, index):
 
 @inner
 def measure(stored, asked, row, count, room):
-    """Write to room.values the size of the residual correlation of an asked row with the first `count` chosen points.
+    """Write to room.values the squared residual distances of an asked row from the first `count` chosen points.
 
-    At most 32. The only place where pairs are decided: in float64, to bits that do not depend on the company.
+    At most 32. The only place where pairs are decided: in float64, to bits that do not depend on the company, and rounded to
+    multiples of a step (see `residual`), so that what float64 cannot tell apart ties.
     """
     chosen, exact, values = room.chosen, room.exact, room.values
     width = int(stored.width)
@@ -316,14 +322,17 @@ def measure(stored, asked, row, count, room):
     correlate(stored.code, room.apart, room.kernel, values)
     for i in range(count, count + PAIRS):
         chosen[i] = chosen[0]
-    home, own = int(asked.place[row]) * width, asked.p[row]
+    home, own, step = int(asked.place[row]) * width, asked.p[row], asked.steps[row]
     for i in range(0, count, PAIRS):
         a, b, c, d = chosen[i], chosen[i + 1], chosen[i + 2], chosen[i + 3]
         starts = (stored.place[a] * width, stored.place[b] * width, stored.place[c] * width, stored.place[d] * width)
         multiply_rows(asked.explained, home, stored.explained, starts, width, exact)
         for j in range(min(PAIRS, count - i)):
-            residual = stored.variance * values[i + j] - exact[j]
-            values[i + j] = abs(residual) / np.sqrt(own * stored.p[chosen[i + j]])
+            residual = abs(values[i + j] - exact[j]) / np.sqrt(own * stored.p[chosen[i + j]])
+            # Added to it, a number is rounded to a multiple of the step, half of them to the even one.
+            shift = _SHIFT * max(step, stored.steps[chosen[i + j]])
+            apart = (max(0.0, 1.0 - residual) + shift) - shift
+            values[i + j] = 0.0 if room.apart[i + j] == 0.0 else apart
 
 
 @entry
@@ -346,7 +355,7 @@ def follow_rows(factors, rows, limit, itself, previous, first, last, found, gate
             measure(factors, factors, row, count, room)
             for j in range(count):
                 found.neighbors[row, start + j] = previous[row, start + j]
-                found.distances[row, start + j] = np.sqrt(max(0.0, 1.0 - room.values[j]))
+                found.distances[row, start + j] = np.sqrt(room.values[j])
                 gates[row] = max(gates[row], np.sqrt(room.apart[j]))
 
 
@@ -362,36 +371,67 @@ def may_have(neighbors, row, k, limit, itself):
     return wrong == 0
 
 
-@entry
-def audit_rows(factors, rows, limit, itself, gates, starts, draws, first, last, found, measured, missed):
-    """Measure random pairs of rows[first:last] beyond their gates, and count those that belong in the answer.
+class Sample(NamedTuple):
+    """Which pairs are audited. key: uint64, a stream of `draws`. counts: int64 (n,), draws of each row."""
 
-    limit, itself, gates: by row, as in the scan. starts: int64 (n + 1,), row i has draws[starts[i]:starts[i + 1]]; float64 in
-    [0, 1), each names one of the points that the row may have; those within its gate are passed over. Writes int64 (n,)
-    measured, pairs, and missed, those of them that come before the row's last neighbor, by (distance, index).
+    key: Any
+    counts: Any
+
+
+class Audit(NamedTuple):
+    """What random pairs beyond the gates showed. measured: int64 (n,), pairs of each row. missed: those in the answer."""
+
+    measured: Any
+    missed: Any
+
+
+@entry
+def audit_rows(factors, queries, gates, sample, first, last, found, audit):
+    """Measure random pairs of queries.rows[first:last] beyond their gates, and count those that belong in the answer.
+
+    gates: float64 (n,), as in the scan. Each draw names one of the points that its row may have; those within its gate are
+    passed over. Writes the rows of audit: pairs, and those of them that come before the row's last neighbor, by
+    (distance, index).
     """
     room = make_room(factors.m)
-    n, d = factors.points.shape
-    last_column = found.neighbors.shape[1] - 1
+    n = factors.points.shape[0]
     for i in range(first, last):
-        row = rows[i]
-        allowed, gate = min(np.int64(limit[row]), n), gates[row] * gates[row]
-        distance, neighbor = found.distances[row, last_column], found.neighbors[row, last_column]
-        count = 0
-        for at in range(starts[row], starts[row + 1]):
-            index = min(np.int64(draws[at] * allowed), allowed - 1)
-            squared = 0.0
-            for c in range(d):
-                gap = factors.points[index, c] - factors.points[row, c]
-                squared += gap * gap
-            if squared > gate and index != itself[row]:
+        row = queries.rows[i]
+        allowed, gate = min(np.int64(queries.limit[row]), n), gates[row] * gates[row]
+        count, words = 0, (np.uint64(0), np.uint64(0))
+        for at in range(sample.counts[row]):
+            if at % 2 == 0:
+                words = draw_words(sample.key, row, at // 2)
+            index = index_below(words[at % 2], allowed)
+            if index != queries.itself[row] and squared_between(factors.points, index, row) > gate:
                 room.chosen[count] = index
                 count += 1
-            if count == LANES or (count > 0 and at == starts[row + 1] - 1):
-                measure(factors, factors, row, count, room)
-                for j in range(count):
-                    apart = np.sqrt(max(0.0, 1.0 - room.values[j]))
-                    if apart < distance or (apart == distance and room.chosen[j] < neighbor):
-                        missed[row] += 1
-                measured[row] += count
+            if count == LANES:
+                count_missed(factors, row, count, room, found, audit)
                 count = 0
+        count_missed(factors, row, count, room, found, audit)
+
+
+@inner
+def squared_between(points, index, row):
+    """Return the squared distance of two rows of points, float64 (n, d), in the arithmetic of the scan."""
+    squared = 0.0
+    for c in range(points.shape[1]):
+        gap = points[index, c] - points[row, c]
+        squared += gap * gap
+    return squared
+
+
+@inner
+def count_missed(factors, row, count, room, found, audit):
+    """Measure the first `count` chosen points, at most 32, and note how many come before the last neighbor of a row."""
+    if count == 0:
+        return
+    measure(factors, factors, row, count, room)
+    last = found.neighbors.shape[1] - 1
+    distance, neighbor = found.distances[row, last], found.neighbors[row, last]
+    for j in range(count):
+        apart = np.sqrt(room.values[j])
+        if apart < distance or (apart == distance and room.chosen[j] < neighbor):
+            audit.missed[row] += 1
+    audit.measured[row] += count

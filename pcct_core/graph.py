@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pcct_core.certificate import Certificate
+from pcct_core.draws import seed_draws
 from pcct_core.errors import InvalidInput, InvalidSpec
 from pcct_core.files import write_arrays
 from pcct_core.lookup import GateLookup
@@ -99,6 +100,7 @@ def build_graph(
     lookup: GateLookup | None = None,
     previous: Graph | None = None,
     max_pairs: int = MAX_PAIRS,
+    secret: bytes | None = None,
 ) -> Graph:
     """Build the graph that spec asks for on the points X.
 
@@ -112,6 +114,9 @@ def build_graph(
               The certificate is earned anew. With a lookup or a previous graph, those few neighbors that a gate misses may
               be others than without: leave both out where the same specification must give the same bytes.
     max_pairs: radius graphs only: most neighbors of all rows together; more are refused before memory is taken for them.
+    secret:   residual metric only: any bytes, which the pairs that a certificate rests on are then drawn by, beside the points
+              and the spec. Give one where whoever made the points may want a certificate to lie; the same one gives the same
+              bytes.
     Raises InvalidPoints or InvalidSpec for input that cannot be used, TooManyPairs, NotPositiveDefinite, Cancelled.
     """
     points = as_points(X)
@@ -134,7 +139,8 @@ def build_graph(
             rows = np.arange(len(points)) if order is None else order
             followed = _followed(previous, len(points), order, spec)
             scaled = embedded.astype(np.float64, copy=False)
-            found = find_residual(scaled, rows, spec, lookup, followed, crew, telemetry)
+            draws = seed_draws(points, spec, secret)
+            found = find_residual(scaled, rows, spec, draws, lookup, followed, crew, telemetry)
             return Graph(found.neighbors, found.distances, order, spec, found.certificate, telemetry, found.lookup)
         neighbors = np.empty((len(points), spec.k), np.int32)
         distances = np.empty((len(points), spec.k), embedded.dtype)

@@ -21,7 +21,7 @@ _LOG2_E = 1.4426950408889634
 _LN2_HIGH = 6.93147180369123816490e-01  # its low 32 bits are zero: k * _LN2_HIGH is exact for |k| < 2^20
 _LN2_LOW = 1.90821492927058770002e-10
 _ROUND = 6755399441055744.0  # 1.5 * 2^52: adding it rounds to an integer, which then stands in the low bits
-_LOWEST = -708.0  # exp of it is the smallest that is still a normal number
+_LOWEST = -708.0  # exp of it is the smallest that is still a normal number; correlations below it are 0
 _ROOT3, _ROOT5 = 1.7320508075688772, 2.23606797749979
 
 # By code: correlations as (1 + g a + h a²) exp(-(u s + a)), a = c sqrt(s), s the squared distance: u, c, g, h.
@@ -51,7 +51,10 @@ def make_scratch():
 
 @inner
 def correlate(code, squared, scratch, out):
-    """Write the correlations of 32 pairs from their squared scaled distances; squared, out: float64 (LANES)."""
+    """Write the correlations of 32 pairs from their squared scaled distances; squared, out: float64 (LANES).
+
+    They are 0 where their exponential is below 3e-308: it is clamped there, and the factor before it grows without end.
+    """
     exponents, factors = scratch.exponents, scratch.factors
     if code == RBF:
         for j in range(LANES):
@@ -73,7 +76,7 @@ def correlate(code, squared, scratch, out):
             factors[j] = 1.0 + a + a * a / 3.0
     exponentiate(scratch, out)
     for j in range(LANES):
-        out[j] *= factors[j]
+        out[j] = out[j] * factors[j] if exponents[j] >= _LOWEST else 0.0
 
 
 @inner

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pcct_core.errors import FileFormatError
+from pcct_core.errors import FileFormatError, InvalidInput
 
 _VERSION = 1
 _BINS = 8
@@ -24,8 +24,9 @@ _MARGIN = 1.25  # on the largest multiple seen among about 400 queries: see docs
 class GateLookup:
     """Multiples by local scale.
 
-    edges: float64 (bins - 1,), ascending local scales between the bins. multiples: float64 (bins,), ≥ 1.
-    kernel, k: what it was learned for.
+    edges: float64 (bins - 1,), ascending local scales between the bins, ≥ 0. multiples: float64 (bins,), ≥ 1.
+    kernel, k: what it was learned for. Raises InvalidInput for numbers that make no lookup: none may be infinite, since an
+    infinite multiple of a local scale of 0 is no radius.
     """
 
     edges: NDArray[np.float64]
@@ -33,13 +34,32 @@ class GateLookup:
     kernel: str
     k: int
 
+    def __post_init__(self) -> None:
+        edges, multiples = np.asarray(self.edges, float), np.asarray(self.multiples, float)
+        if edges.ndim != 1 or multiples.shape != (len(edges) + 1,):
+            raise InvalidInput(
+                f"a gate lookup has one multiple more than edges, not {multiples.shape} and {edges.shape}; learn it anew"
+            )
+        for name, values, least in (("edge", edges, 0.0), ("multiple", multiples, 1.0)):
+            wrong = ~(np.isfinite(values) & (values >= least))
+            if wrong.any():
+                at = int(np.argmax(wrong))
+                raise InvalidInput(
+                    f"{name} {at} of a gate lookup is {values[at]}; it must be finite and at least {least:g}: learn it anew"
+                )
+        if (np.diff(edges) < 0).any():
+            raise InvalidInput("the edges of a gate lookup are not in ascending order; learn it anew")
+        object.__setattr__(self, "edges", edges)
+        object.__setattr__(self, "multiples", multiples)
+
     def bins(self, scales: NDArray[np.float64]) -> NDArray[np.int64]:
         """Return the bin of each local scale."""
         return np.searchsorted(self.edges, scales).astype(np.int64)
 
     def radii(self, scales: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the gate of each query, a radius in scaled distance; inf where the local scale is inf."""
-        radii: NDArray[np.float64] = self.multiples[self.bins(scales)] * scales
+        with np.errstate(over="ignore"):
+            radii: NDArray[np.float64] = self.multiples[self.bins(scales)] * scales
         return radii
 
     def fits(self, kernel: str, k: int) -> bool:
@@ -48,7 +68,7 @@ class GateLookup:
 
     def widened(self, bins: NDArray[np.bool_], factor: float) -> GateLookup:
         """Return the lookup with the multiples of the marked bins made larger."""
-        return replace(self, multiples=np.where(bins, self.multiples * factor, self.multiples))
+        return replace(self, multiples=np.where(bins, _times(self.multiples, factor), self.multiples))
 
     def to_json(self) -> dict[str, Any]:
         """Return the lookup as a JSON object."""
@@ -69,10 +89,10 @@ class GateLookup:
                     f"gate lookup has version {data['version']}, this release reads {_VERSION}; learn it anew"
                 )
             edges, multiples = np.array(data["edges"], float), np.array(data["multiples"], float)
-            if len(multiples) != len(edges) + 1 or not (multiples >= 1).all() or (np.diff(edges) < 0).any():
-                raise FileFormatError("gate lookup has no valid edges and multiples; learn it anew")
             return cls(edges, multiples, str(data["kernel"]), int(data["k"]))
-        except (KeyError, TypeError, ValueError) as error:
+        except InvalidInput as error:
+            raise FileFormatError(f"gate lookup has no valid edges and multiples: {error}") from error
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise FileFormatError("gate lookup is not readable; learn it anew") from error
 
 
@@ -81,10 +101,19 @@ def learn_lookup(scales: NDArray[np.float64], needed: NDArray[np.float64], kerne
 
     scales, needed: float64 (queries,), local scale and the largest scaled distance of a true neighbor over it.
     """
+    if len(scales) == 0:  # every query is allowed fewer than k points, and looks at all of them
+        return GateLookup(np.empty(0), np.full(1, _MARGIN), kernel, k)
     edges = np.quantile(scales, np.arange(1, _BINS) / _BINS)
     bins = np.searchsorted(edges, scales)
     largest = np.array([needed[bins == b].max(initial=1.0) for b in range(_BINS)])
     # Each bin also heeds its neighbors: a few dozen queries see too little of their own tail.
     padded = np.pad(largest, 1, mode="edge")
     spread = np.maximum(np.maximum(padded[:-2], padded[2:]), largest)
-    return GateLookup(edges, np.maximum(spread, 1.0) * _MARGIN, kernel, k)
+    return GateLookup(edges, _times(np.maximum(spread, 1.0), _MARGIN), kernel, k)
+
+
+def _times(multiples: NDArray[np.float64], factor: float) -> NDArray[np.float64]:
+    """Return multiples made larger; the largest number stands for infinity, which a local scale of 0 would make no radius."""
+    with np.errstate(over="ignore"):
+        larger: NDArray[np.float64] = np.minimum(multiples * factor, np.finfo(float).max)
+    return larger

@@ -1,21 +1,32 @@
 """The residual process of a VIF model: what its inducing points leave unexplained, as factors.
 
-With K the kernel, Z the m inducing points and L Lᵀ = K_ZZ + jitter · variance · I, the rows of V = (L⁻¹ K_ZX)ᵀ are the
-explained part, p_i = max(K_ii - |V_i|², floor · variance) is the residual variance, and
+In units of the kernel's variance, which changes no residual correlation: with K the kernel, Z the m inducing points and
+L Lᵀ = K_ZZ + jitter · I, the rows of V = (L⁻¹ K_ZX)ᵀ are the explained part, p_i = max(1 - |V_i|², floor) is the residual
+variance, and
 
     rho_ij = (K_ij - V_i · V_j) / sqrt(p_i p_j),     distance_ij = sqrt(1 - |rho_ij|)
 
 is the residual correlation and its distance, all in float64: the numerator is a difference of nearly equal numbers.
+
+**Equality.** 1 - |rho_ij| is rounded to the nearest multiple of a step, the power of two from 64 to 128 eps over the smaller
+of p_i, p_j and 1, and at most 1. What float64 cannot tell apart ties so, and ties go by index. Two values at the two sides of
+the middle between multiples do not tie, however near they are: whatever is transitive has such edges. Points at scaled distance
+0 have distance 0.
+**Error.** Before that rounding 1 - |rho_ij| is off by at most 8 eps sqrt(B_i B_j) with B = (1 + w)² / p and w the sum of the
+sizes of a point's weights on the inducing points, V_i · V_j = k_i · W_j, to first order. Each covariance is off by some eps,
+Cholesky's factor and the substitution by it are those of a matrix that is off by as much, and the weights carry that into
+K_ij - V_i · V_j, p_i and p_j (Higham 2002, theorems 8.5 and 10.3). It is four times what was measured.
 Source: Gyger, Furrer, Sigrist 2024 (VIF approximations, correlation-based neighbors).
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import LinAlgError, cholesky
+from scipy.linalg import LinAlgError, cholesky, solve_triangular
 
 from pcct_core.blas import single_threaded_blas
 from pcct_core.build import Tree
@@ -31,6 +42,11 @@ _ROWS = 512  # rows of V solved together, a multiple of LANES
 TILE = 64  # columns of V solved together
 _STRIP = 64  # rows of V whose TILE columns fit into the first-level cache
 STRETCH = 32  # columns of V that are summed in float32 before the sum is added to those of the others
+_EPS = 2.0**-52
+_STEP_BITS = 45  # steps are 2^-45 / 2^e for a residual variance in [2^(e - 1), 2^e), e ≤ 1: 64 eps over it or more
+_LEAST = 1e-150  # residual variances are at least this: the product of two is then a normal number
+_ROUNDINGS = 8  # units of eps that covariances, factors and products are off by: see above
+_WEIGHED = 64  # rows whose weights are looked at, twice: the ones of least residual variance, and as many others
 
 
 class Factors(NamedTuple):
@@ -38,33 +54,40 @@ class Factors(NamedTuple):
 
     points: float64 (n, d), coordinates over lengthscales. explained: float64 flat (n * width), V by place in the tree that
     they were made for, so that neighbors stand together; zero in the columns from m on. place: int32 (n,), of each point.
-    p: float64 (n,), residual variances. code: the kernel, see `kernels`. variance: its variance. m: number of columns of V.
-    width: m rounded up to a multiple of `simd.COLUMNS`. degenerate: rows whose residual variance is at the floor.
+    p: float64 (n,), residual variances. steps: float64 (n,), of `steps_of`. code: the kernel, see `kernels`. m: number of
+    columns of V. width: m rounded up to a multiple of `simd.COLUMNS`. degenerate: rows whose residual variance is at the
+    floor. rounding: error of 1 - |rho| before it is rounded to a step. V and p are in units of the variance.
     """
 
     points: Any
     explained: Any
     place: Any
     p: Any
+    steps: Any
     code: int
-    variance: float
     m: int
     width: int
     degenerate: int
+    rounding: float
+
+
+class Panels(NamedTuple):
+    """L in panels of TILE rows: see `_in_panels`."""
+
+    below: Any
+    diagonal: Any
 
 
 class Screen(NamedTuple):
-    """The factors in float32 and in units of the variance, laid out for one tree: what rules pairs out.
+    """The factors in float32, laid out for one tree: what rules pairs out.
 
     blocks: float32 flat (buckets * m * LANES), V by bucket of the tree, then column. roots: float32 (buckets * LANES), square
-    roots of the residual variances, rounded down. shape: see `kernels.kernel_shape`. scale: float64, what V and the roots
-    were multiplied by. slack: float32, see `make_screen`.
+    roots of the residual variances, rounded down. shape: see `kernels.kernel_shape`. slack: float32, see `make_screen`.
     """
 
     blocks: Any
     roots: Any
     shape: Any
-    scale: float
     slack: Any
 
 
@@ -81,43 +104,84 @@ def make_factors(
     points: (n, d), over the lengthscales. tree: of points. rows: int64 (n,), row of given factors that belongs to each.
     inducing: of `choose_inducing`. Raises InvalidSpec for factors that do not fit, NotPositiveDefinite.
     """
-    code, variance = list(KERNELS).index(metric.kernel.name), metric.kernel.variance
+    code = list(KERNELS).index(metric.kernel.name)
+    ids = tree.ids[: tree.n]
+    lower = None
     if inducing is None:
         assert metric.factors is not None  # noqa: S101  (choose_inducing returns None for no other)
-        V, given = _given_factors(metric.factors, len(rows))
+        V, given = _given_factors(metric.factors, len(rows), metric.kernel.variance)
         m, width = V.shape[1], _padded(V.shape[1], COLUMNS)
         p = given[rows]
         explained = np.zeros((tree.n, width))
-        ids = tree.ids[: tree.n]
         crew.run("factors", tree.n, lambda a, b: explained[a:b, :m].__setitem__(..., V[rows[ids[a:b]]]), grain=_ROWS)
     else:
         m, width = len(inducing), _padded(len(inducing), COLUMNS)
-        explained, p = factorize(tree, inducing, code, variance, metric.jitter, crew)
+        lower = _factor_of(inducing, code, metric.jitter)
+        explained, p = factorize(tree, inducing, code, lower, crew)
     place = np.empty(tree.n, np.int32)
-    place[tree.ids[: tree.n]] = np.arange(tree.n, dtype=np.int32)
-    least = metric.floor * variance
+    place[ids] = np.arange(tree.n, dtype=np.int32)
+    least = max(metric.floor, _LEAST)
     degenerate = int(np.count_nonzero(p <= least))
-    return Factors(points, explained.reshape(-1), place, np.maximum(p, least), code, variance, m, width, degenerate)
+    p = np.maximum(p, least)
+    rounding = _rounding(explained[:, :m], p[ids], lower)
+    return Factors(points, explained.reshape(-1), place, p, steps_of(p), code, m, width, degenerate, rounding)
+
+
+def steps_of(p: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return what 1 - |rho| is rounded to for pairs whose smaller residual variance is p: powers of two, at most 1."""
+    steps: NDArray[np.float64] = np.ldexp(1.0, np.clip(-_STEP_BITS - np.frexp(p)[1], -_STEP_BITS - 1, 0))
+    return steps
+
+
+def tolerance_of(*factors: Factors) -> float:
+    """Return the difference beyond which two squared distances are ordered rightly, whatever the pair; at most 1."""
+    step, rounding = max(float(f.steps.max()) for f in factors), max(f.rounding for f in factors)
+    return min(1.0, step + 2.0 * rounding)
+
+
+def _rounding(explained: NDArray[np.float64], p: NDArray[np.float64], lower: NDArray[np.float64] | None) -> float:
+    """Return how far 1 - |rho| may be off, by the rows of least residual variance and some others.
+
+    explained: V, (n, m), and p, (n,), by place. lower: L, None for given factors, whose weights are not known: there the error
+    is that of the products alone.
+    """
+    n = len(p)
+    some = min(_WEIGHED, n)
+    looked_at = np.concatenate([np.argpartition(p, some - 1)[:some], np.arange(some) * n // some])
+    rows = explained[looked_at]
+    if lower is None:
+        carried = 1.0 + np.square(rows).sum(axis=1)
+    else:
+        with single_threaded_blas():
+            weights = solve_triangular(lower, rows.T, lower=True, trans="T", check_finite=False)
+        carried = np.square(1.0 + np.abs(weights).sum(axis=0))
+    with np.errstate(over="ignore"):
+        return _ROUNDINGS * _EPS * float((carried / p[looked_at]).max())
 
 
 def make_screen(factors: Factors, tree: Tree, crew: Crew) -> Screen:
     """Return the screen of the first tree.n points, laid out for their own tree.
 
-    In units of the variance, let u = 2^-24 and M = max |V_i|². Rounding V to float32 changes a product by at most
+    Let u = 2^-24 and M = max |V_i|². Rounding V to float32 changes a product by at most
     2 u M (1 + u). Summed in stretches of STRETCH columns whose m / STRETCH sums are then added, it gains at most
     (STRETCH + m / STRETCH) u M more, in any order within a stretch (Higham 2002, section 3.1). The correlation is within
     SINGLE_ERROR, and the difference of the two within u (1 + M). All this is below slack, for m up to 2^20. What is compared
     with it, limit * root_j - |K_j - product_j|, takes factors that are rounded down by more than the comparison's own
     roundings; an overflow makes it no number or -inf, which rules nothing out.
+    Rounding 1 - |rho| to a step h lowers it by h / 2 at most, which is h / 2 sqrt(p_i p_j) of |K_j - product_j|. Where h is the
+    query's own the limit has it; where it is the point's, 2^-_STEP_BITS / min(p_j, 1) or less, slack has it: p_i ≤ 1 unless
+    factors are given, and queries come from outside only where they are not.
     """
     norms = np.einsum("ij,ij->i", *[factors.explained.reshape(-1, factors.width)] * 2)
-    unit, scale = 2.0**-24, factors.variance**-0.5
-    slack = (STRETCH + factors.m / STRETCH + 8) * unit * float(norms.max()) * scale * scale + SINGLE_ERROR + 2 * unit
+    unit = 2.0**-24
+    slack = (STRETCH + factors.m / STRETCH + 8) * unit * float(norms.max()) + SINGLE_ERROR + 2 * unit
+    least, most = float(factors.p.min()), float(factors.p.max())
+    slack += 2.0**-_STEP_BITS * max(math.sqrt(max(most, 1.0)) / math.sqrt(least), most)
     blocks = np.empty(len(tree.ids) * factors.m, np.float32)
     roots = np.empty(len(tree.ids), np.float32)
     buckets = len(tree.ids) // LANES
-    crew.run("", buckets, lambda a, b: fill_screen(factors, tree.ids, scale, a, b, blocks, roots), grain=8)
-    return Screen(blocks, roots, kernel_shape(factors.code), scale, np.float32(slack * (1.0 + 4 * unit)))
+    crew.run("", buckets, lambda a, b: fill_screen(factors, tree.ids, a, b, blocks, roots), grain=8)
+    return Screen(blocks, roots, kernel_shape(factors.code), np.float32(slack * (1.0 + 4 * unit)))
 
 
 def choose_inducing(points: NDArray[np.float64], metric: Residual, crew: Crew) -> NDArray[np.float64] | None:
@@ -155,7 +219,10 @@ def _inducing_points(points: NDArray[np.float64], metric: Residual, crew: Crew) 
     return np.ascontiguousarray(points[chosen])
 
 
-def _given_factors(factors: tuple[Stored, Stored], n: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _given_factors(
+    factors: tuple[Stored, Stored], n: int, variance: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return given V and p in units of the variance."""
     V, p = _array_of(factors[0], "metric.v"), _array_of(factors[1], "metric.p").reshape(-1)
     if V.ndim != 2 or V.shape[0] != n or V.shape[1] == 0:
         raise InvalidSpec(f"V has shape {V.shape}; expected ({n}, m), a row for every point", "metric.v")
@@ -164,6 +231,15 @@ def _given_factors(factors: tuple[Stored, Stored], n: int) -> tuple[NDArray[np.f
     if not (p > 0.0).all():
         row = int(np.argmin(p > 0.0))
         raise InvalidSpec(f"p is {p[row]} at row {row}; residual variances must be positive", "metric.p")
+    if variance == 1.0:
+        return V, p
+    with np.errstate(over="ignore"):
+        V, p = V / math.sqrt(variance), p / variance
+    if not (np.isfinite(V).all() and np.isfinite(p).all()):
+        raise InvalidSpec(
+            f"V and p are of another magnitude than the variance, {variance:g}; give the one that they were computed with",
+            "metric.variance",
+        )
     return V, p
 
 
@@ -177,32 +253,32 @@ def _array_of(stored: Stored, name: str) -> NDArray[np.float64]:
     return array
 
 
-def factorize(
-    tree: Tree,
-    inducing: NDArray[np.float64],
-    code: int,
-    variance: float,
-    jitter: float,
-    crew: Crew,
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Compute V, float64 (n, width) by place in the tree, and p, by point and not yet floored.
-
-    tree: of the points, inducing: (m, d), both over the lengthscales. Raises NotPositiveDefinite.
-    Cost: n m² floating-point operations and n m kernel values; no (n, m) array beside V.
-    """
+def _factor_of(inducing: NDArray[np.float64], code: int, jitter: float) -> NDArray[np.float64]:
+    """Return L, float64 (m, m), of inducing points, (m, d), over the lengthscales. Raises NotPositiveDefinite."""
     m = inducing.shape[0]
-    width = _padded(m, TILE)
     gram = np.empty((m, m))
-    correlate_rows(inducing, _in_blocks(inducing, width), 0, m, code, variance, gram)
-    gram[np.diag_indices(m)] = variance * (1.0 + jitter)
+    correlate_rows(inducing, _in_blocks(inducing, _padded(m, TILE)), 0, m, code, gram)
+    gram[np.diag_indices(m)] = 1.0 + jitter
     try:
-        lower = cholesky(gram, lower=True, check_finite=False)
+        lower: NDArray[np.float64] = cholesky(gram, lower=True, check_finite=False)
     except LinAlgError as error:
         raise NotPositiveDefinite(
             f"the kernel matrix of the {m} inducing points is not positive definite with jitter {jitter}; use a larger "
             "jitter, fewer inducing points, or remove repeated ones"
         ) from error
-    below, diagonal = _in_panels(lower, width)
+    return lower
+
+
+def factorize(
+    tree: Tree, inducing: NDArray[np.float64], code: int, lower: NDArray[np.float64], crew: Crew
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Compute V, float64 (n, width) by place in the tree, and p, by point and not yet floored.
+
+    tree: of the points, inducing: (m, d), both over the lengthscales. lower: L of `_factor_of`.
+    Cost: n m² floating-point operations and n m kernel values; no (n, m) array beside V.
+    """
+    m = inducing.shape[0]
+    below, diagonal = _in_panels(lower, _padded(m, TILE))
     explained = np.empty((tree.n, _padded(m, COLUMNS)))
     p = np.empty(tree.n)
     parts = (tree.n + _ROWS - 1) // _ROWS
@@ -210,7 +286,7 @@ def factorize(
         crew.run(
             "factors",
             parts,
-            lambda a, b: solve_rows(tree, inducing, code, variance, below, diagonal, a, b, explained, p),
+            lambda a, b: solve_rows(tree, inducing, code, Panels(below, diagonal), a, b, explained, p),
         )
     return explained, p
 
@@ -239,8 +315,8 @@ def _in_panels(lower: NDArray[np.float64], width: int) -> tuple[NDArray[np.float
 
 
 @entry
-def correlate_rows(rows, coords, first, count, code, variance, out):
-    """Write the covariances of rows, float64 (m, d), with `count` points of buckets to out[:m, :count].
+def correlate_rows(rows, coords, first, count, code, out):
+    """Write the correlations of rows, float64 (m, d), with `count` points of buckets to out[:m, :count].
 
     coords: float64 flat, as `Tree.coords`; the points start at place `first`, a multiple of LANES.
     """
@@ -257,17 +333,18 @@ def correlate_rows(rows, coords, first, count, code, variance, out):
             scan_bucket(coords, (first + start) * d, d, query, 0, unused, 0, 0, 0.0, squared)
             correlate(code, squared, scratch, values)
             for j in range(min(LANES, count - start)):
-                out[i, start + j] = variance * values[j]
+                out[i, start + j] = values[j]
 
 
 @entry
-def solve_rows(tree, inducing, code, variance, below, diagonal, first, last, explained, p):
+def solve_rows(tree, inducing, code, panels, first, last, explained, p):
     """Compute V and p (not yet floored) for the places [first, last) * _ROWS of the tree.
 
-    inducing: float64 (m, d). below, diagonal: as of `_in_panels`. explained: float64 (n, width), by place. p: float64 (n,),
-    by point. Blocked forward substitution (Golub & Van Loan 2013, section 3.1), also within the diagonal tiles: multiplying by
+    inducing: float64 (m, d). panels: L. explained: float64 (n, width), by place. p: float64 (n,), by point.
+    Blocked forward substitution (Golub & Van Loan 2013, section 3.1), also within the diagonal tiles: multiplying by
     their inverses is as fast, but its error grows with their condition, and p, a small difference, lost a digit by it.
     """
+    below, diagonal = panels
     m, steps = inducing.shape[0], diagonal.shape[0]
     right = np.zeros((steps * TILE, _ROWS))
     solved = np.empty((steps * TILE, _ROWS))
@@ -275,7 +352,7 @@ def solve_rows(tree, inducing, code, variance, below, diagonal, first, last, exp
     for part in range(first, last):
         start = part * _ROWS
         count = min(tree.n - start, _ROWS)
-        correlate_rows(inducing, tree.coords, start, count, code, variance, right)
+        correlate_rows(inducing, tree.coords, start, count, code, right)
         at = 0
         for i in range(steps):
             top, bottom = i * TILE, (i + 1) * TILE
@@ -287,7 +364,7 @@ def solve_rows(tree, inducing, code, variance, below, diagonal, first, last, exp
                     for j in range(_ROWS):
                         right[top + r, j] -= product[r, j]
             substitute(diagonal[i], right[top:bottom], solved[top:bottom])
-        write_rows_of(solved, tree.ids, start, count, m, variance, explained, p)
+        write_rows_of(solved, tree.ids, start, count, m, explained, p)
 
 
 @inner
@@ -313,7 +390,7 @@ def substitute(tile, right, solved):
 
 
 @inner
-def write_rows_of(solved, ids, start, count, m, variance, explained, p):
+def write_rows_of(solved, ids, start, count, m, explained, p):
     """Write the columns of solved, float64 (m, count), to rows of explained from `start` on, and their p."""
     for place in range(start, start + count):
         p[ids[place]] = 0.0
@@ -329,14 +406,14 @@ def write_rows_of(solved, ids, start, count, m, variance, explained, p):
                 total += value * value
             p[ids[place]] += total
     for place in range(start, start + count):
-        p[ids[place]] = variance - p[ids[place]]
+        p[ids[place]] = 1.0 - p[ids[place]]
 
 
 @entry
-def fill_screen(factors, ids, scale, first, last, blocks, roots):
+def fill_screen(factors, ids, first, last, blocks, roots):
     """Write V and the roots of p in float32 for the buckets [first, last) of a tree. ids: int32, point in each place."""
     m = factors.m
-    down = scale * (1.0 - 2.0**-22)
+    down = 1.0 - 2.0**-22
     for bucket in range(first, last):
         for j in range(LANES):
             index = ids[bucket * LANES + j]
@@ -344,7 +421,7 @@ def fill_screen(factors, ids, scale, first, last, blocks, roots):
             if index < factors.place.shape[0]:
                 source = factors.place[index] * factors.width
                 for c in range(m):
-                    blocks[to + c * LANES] = scale * factors.explained[source + c]
+                    blocks[to + c * LANES] = factors.explained[source + c]
                 roots[bucket * LANES + j] = min(np.sqrt(factors.p[index]) * down, 1e38)
             else:
                 for c in range(m):

@@ -283,10 +283,13 @@ def _screen_bucket(typingctx, squared, at, products, to, roots, first, shape, li
             power = builder.bitcast(builder.shl(bits, ir.Constant(words, [23] * lanes)), vector)
             factor = call("fmuladd", call("fmuladd", h, a, g), a, same(1.0))
             correlation = builder.fmul(factor, builder.fmul(p, power))
+            clamped = builder.fcmp_ordered("<=", x, same(-_LOWEST))
+            correlation = builder.select(clamped, same(0.0), correlation)
             product = _load(builder, context, products_t, products_v, builder.add(to_v, shift), lanes)
             residual = call("fabs", builder.fsub(correlation, product))
             root = _load(builder, context, roots_t, roots_v, builder.add(first_v, shift), lanes)
             near = builder.fcmp_unordered("<=", builder.fsub(builder.fmul(limits, root), residual), slacks)
+            near = builder.or_(near, builder.fcmp_ordered("==", s, same(0.0)))
             bits = _bits(builder, near)
             mask = builder.or_(mask, builder.shl(bits, ir.Constant(ir.IntType(32), part * lanes)))
         return mask
@@ -434,10 +437,11 @@ if config.DISABLE_JIT:
         u, c, g, h = shape
         s = np.minimum(squared[at : at + LANES], _FAR).astype(np.float32)
         a = c * np.sqrt(s)
-        correlation = (np.float32(1) + (g + h * a) * a) * np.exp(-np.minimum(u * s + a, np.float32(_LOWEST)))
-        residual = np.abs(correlation - products[to : to + LANES])
+        exponent = u * s + a
+        correlation = (np.float32(1) + (g + h * a) * a) * np.exp(-np.minimum(exponent, np.float32(_LOWEST)))
+        residual = np.abs(np.where(exponent >= _LOWEST, 0, correlation) - products[to : to + LANES])
         with np.errstate(invalid="ignore"):
-            return _pack(~(np.float32(limit) * roots[first : first + LANES] - residual > slack))
+            return _pack(~(np.float32(limit) * roots[first : first + LANES] - residual > slack) | (s == 0))
 
     def multiply_rows(rows: Any, at: int, others: Any, starts: Any, width: int, out: Any) -> None:  # noqa: D103
         for i, start in enumerate(starts):
@@ -511,7 +515,7 @@ else:
         """Return uint32 whose bit j is set where point j of a bucket may have a large residual covariance with a query.
 
         That is where limit * root_j - |K_j - product_j| ≤ slack in float32 or is no number, with K_j the correlation at
-        squared_j, computed within SINGLE_ERROR.
+        squared_j, computed within SINGLE_ERROR; and where squared_j is 0, since equal points are as near as can be.
         squared: float64 flat, scaled, from `at` on. products: float32 flat, from `to` on. roots: float32 flat, from `first`
         on. shape: float32 (4,), see `kernels.kernel_shape`. limit, slack: float32.
         """

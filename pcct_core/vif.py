@@ -3,15 +3,16 @@
 1. The k-th scaled distance of every query is its local scale (plain Euclidean search).
 2. Random queries are scanned in full. They teach the lookup how far to look, and are exact from here on.
 3. The other queries scan what their gates let through.
-4. Random pairs beyond the gates are measured. Those that belong in the answer bound how many such pairs there are, and with
+4. Rows that found fewer neighbors than they must have are scanned in full.
+5. Random pairs beyond the gates are measured. Those that belong in the answer bound how many such pairs there are, and with
    them the recall.
-5. Below the asked recall the gate widens for local scales like those that missed, their queries are scanned again, and fresh
-   pairs judge. After two widenings, or where it is cheaper from the start, everything is scanned in full.
+6. Below the asked recall the gate widens for local scales like those that missed, their queries are scanned again, and fresh
+   pairs judge. After two widenings, or where an audit costs more, everything is scanned in full.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,12 +20,13 @@ from numpy.typing import NDArray
 
 from pcct_core.build import Tree, build_tree
 from pcct_core.certificate import Certificate, audit_rate, most_missed
+from pcct_core.draws import Draws
 from pcct_core.errors import InvalidSpec
-from pcct_core.gate import Found, audit_rows, follow_rows, scan_gated
+from pcct_core.gate import Audit, Found, Sample, audit_rows, follow_rows, scan_gated
 from pcct_core.lookup import GateLookup, learn_lookup
 from pcct_core.nearest import predecessor_levels, search_points
 from pcct_core.parallel import Crew
-from pcct_core.residual import Factors, Screen, choose_inducing, make_factors, make_screen
+from pcct_core.residual import Factors, Screen, choose_inducing, make_factors, make_screen, tolerance_of
 from pcct_core.search import Queries, count_groups
 from pcct_core.spec import Accuracy, GraphSpec, Residual
 from pcct_core.telemetry import Telemetry
@@ -45,13 +47,6 @@ _AUDITED = 6  # an audited pair
 class _Level(NamedTuple):
     tree: Tree
     rows: NDArray[np.int32]
-
-
-class _Audit(NamedTuple):
-    """What random pairs beyond the gates showed. measured: int64 (n,), pairs of each row. missed: those in the answer."""
-
-    measured: NDArray[np.int64]
-    missed: NDArray[np.int64]
 
 
 @dataclass
@@ -79,7 +74,7 @@ class _Task:
         return len(self.limit)
 
     def scan(self, wanted: NDArray[np.bool_], gates: NDArray[np.float64]) -> None:
-        """Scan the wanted rows, bool (n,), behind gates, float64 (n,)."""
+        """Scan the wanted rows, bool (n,), behind gates, float64 (n,), none of them NaN."""
         self._scan(self.levels, wanted, gates, "scan")
 
     def scan_in_full(self, wanted: NDArray[np.bool_], phase: str) -> None:
@@ -112,24 +107,29 @@ class _Task:
             )
         return reach
 
-    def audit(self, gates: NDArray[np.float64], rate: float, seed: int) -> _Audit:
-        """Measure random pairs beyond gates, float64 (n,), inf for exact rows; each is drawn `rate` times or more."""
-        # One fixed generator: the same input draws the same pairs, and gives the same bytes.
+    def audit(self, gates: NDArray[np.float64], rate: float, key: np.uint64) -> Audit:
+        """Measure random pairs beyond gates, float64 (n,), inf for exact rows; each is drawn `rate` times or more.
+
+        key: a stream of `Draws`.
+        """
         counts = np.where(np.isfinite(gates), np.ceil(rate * self.allowed()), 0).astype(np.int64)
-        starts = np.concatenate(([0], np.cumsum(counts)))
-        draws = np.random.default_rng(seed).random(starts[-1])
-        audit = _Audit(np.zeros(self.n, np.int64), np.zeros(self.n, np.int64))
-        rows = self.levels[0].tree.ids[: self.n]
+        audit = Audit(np.zeros(self.n, np.int64), np.zeros(self.n, np.int64))
+        queries = Queries(self.factors.points, self.levels[0].tree.ids[: self.n], self.limit, self.itself)
+        sample = Sample(key, counts)
         with self.telemetry.phase("audit"):
             self.crew.run(
                 "audit",
                 self.n,
-                lambda a, b: audit_rows(
-                    self.factors, rows, self.limit, self.itself, gates, starts, draws, a, b, self.found, *audit
-                ),
+                lambda a, b: audit_rows(self.factors, queries, gates, sample, a, b, self.found, audit),
                 grain=64,
             )
         return audit
+
+    def lacking(self) -> NDArray[np.bool_]:
+        """Return which rows have found fewer neighbors than they must have, bool (n,)."""
+        due = np.minimum(self.others(), self.k)
+        lacking: NDArray[np.bool_] = (due > 0) & (self.found.neighbors[np.arange(self.n), due - 1] < 0)
+        return lacking
 
     def _screen(self, tree: Tree) -> Screen:
         if self.kept is None or self.kept[0] is not tree:
@@ -185,6 +185,7 @@ def find_residual(
     points: NDArray[np.float64],
     rows: NDArray[np.int64],
     spec: GraphSpec,
+    draws: Draws,
     lookup: GateLookup | None,
     previous: NDArray[np.int32] | None,
     crew: Crew,
@@ -193,8 +194,9 @@ def find_residual(
     """Find the k nearest of every row under the residual metric, to the accuracy that spec asks for.
 
     points: float64 (n, d), over the lengthscales. rows: int64 (n,), the point of each row: the order of a Vecchia graph.
-    lookup: from an earlier graph of the same points, or None. previous: int32 (n, k), the neighbors in an earlier graph of
-    the same rows, or None; where they lie decides how far each row looks, and no lookup is needed.
+    draws: what lessons and audits are drawn by. lookup: from an earlier graph of the same points, or None.
+    previous: int32 (n, k), the neighbors in an earlier graph of the same rows, or None; where they lie decides how far each
+    row looks, and no lookup is needed.
     Raises InvalidSpec when spec asks for a given lookup and there is none that fits, NotPositiveDefinite, Cancelled.
     """
     metric, accuracy = spec.metric, spec.accuracy
@@ -210,10 +212,12 @@ def find_residual(
     task = _make_task(points, rows, metric, spec, crew, telemetry)
     if not isinstance(accuracy, Accuracy) or not gated or task.pairs() == 0:
         return _scan_everything(task, 0)
+    if _audit_rate(task, accuracy, _ROUNDS[0]) * _AUDITED >= 1.0:
+        return _scan_everything(task, 0)
     taught = _FOLLOWING if previous is not None else _TAUGHT if lookup is None else 0
     if spec.gate == "auto" and not _gate_pays(task, accuracy, taught):
         return _scan_everything(task, 0)
-    return _scan_behind_gate(task, accuracy, _make_gate(task, lookup, previous, kernel), taught)
+    return _scan_behind_gate(task, accuracy, _make_gate(task, lookup, previous, kernel), draws, taught)
 
 
 def scan_behind_gates(
@@ -231,7 +235,7 @@ def scan_behind_gates(
     assert isinstance(spec.metric, Residual)  # noqa: S101
     task = _make_task(points, rows, spec.metric, spec, crew, telemetry)
     everything = np.ones(task.n, bool)
-    task.scan(everything, gates)
+    task.scan(everything, _opened(gates, everything))
     return task.found.neighbors, task.found.distances, task.passed(everything)
 
 
@@ -292,6 +296,7 @@ def _scan_everything(task: _Task, widenings: int) -> Outcome:
         gate1_kept=pairs,
         gate1_pruned=0,
         gate1_widenings=widenings,
+        tolerance=tolerance_of(task.factors),
     )
     return Outcome(task.found.neighbors, task.found.distances, certificate, None)
 
@@ -340,20 +345,34 @@ def _make_gate(task: _Task, lookup: GateLookup | None, previous: NDArray[np.int3
     return _Gate(kernel, False, scales, lookup, scales if lookup is None else lookup.radii(scales))
 
 
-def _scan_behind_gate(task: _Task, accuracy: Accuracy, gate: _Gate, taught: int) -> Outcome:
+def _opened(radii: NDArray[np.float64], rows: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return the gates, float64 (n,), of rows, bool (n,), and inf for the others and where a radius is not a number."""
+    gates: NDArray[np.float64] = np.where(rows & ~np.isnan(radii), radii, np.inf)
+    return gates
+
+
+def _scan_behind_gate(task: _Task, accuracy: Accuracy, gate: _Gate, draws: Draws, taught: int) -> Outcome:
     behind = np.ones(task.n, bool)
     if taught:
-        rows = np.random.default_rng(0).permutation(task.n)[:taught]
+        rows = draws.choose("lessons", taught, task.n)
         behind[rows] = False
         task.scan_in_full(~behind, "teach")
         gate.learn(task, rows)
     wanted = behind
     for widenings, share in enumerate(_ROUNDS):
-        gates = np.where(behind, gate.radii, np.inf)
-        task.scan(wanted, gates)
         rate = _audit_rate(task, accuracy, share)
-        audit = task.audit(gates, rate, seed=widenings)
+        if rate * _AUDITED >= 1.0:
+            return _scan_everything(task, widenings)
+        gates = _opened(gate.radii, behind)
+        task.scan(wanted, gates)
+        lacking = task.lacking()
+        if lacking.any():
+            behind = behind & ~lacking
+            gates = _opened(gate.radii, behind)
+            task.scan_in_full(lacking, "complete")
+        audit = task.audit(gates, rate, draws.stream(f"audit {widenings}"))
         certificate = _certify(task, accuracy, behind, audit, rate, share, widenings)
+        certificate = replace(certificate, draws=draws.origin)
         if certificate.recall_lower is not None and certificate.recall_lower >= accuracy.recall:
             return Outcome(task.found.neighbors, task.found.distances, certificate, gate.lookup)
         gate.widen(np.flatnonzero(audit.missed))
@@ -365,7 +384,7 @@ def _certify(
     task: _Task,
     accuracy: Accuracy,
     behind: NDArray[np.bool_],
-    audit: _Audit,
+    audit: Audit,
     rate: float,
     share: float,
     widenings: int,
@@ -390,6 +409,7 @@ def _certify(
         gate1_pruned=pairs - kept,
         gate1_false_negatives=missed,
         gate1_widenings=widenings,
+        tolerance=tolerance_of(task.factors),
     )
 
 
@@ -420,7 +440,8 @@ def multiples_needed(
     rows, neighbors, scales = rows[counts], neighbors[counts], scales[counts]
     reach = np.sqrt(np.max([_squared(points, rows, entries) for entries in neighbors.T], axis=0))
     # Among repeated points a scale can be zero; such queries need no more than what lies at distance zero.
-    return scales, np.divide(reach, scales, out=np.ones(len(rows)), where=scales > 0.0)
+    with np.errstate(over="ignore"):
+        return scales, np.divide(reach, scales, out=np.ones(len(rows)), where=scales > 0.0)
 
 
 def _squared(points: NDArray[np.float64], rows: NDArray[np.int64], others: NDArray[Any]) -> NDArray[np.float64]:

@@ -2,6 +2,7 @@
 
 settings   every option of the HTTP process, from PCCT_... environment variables
 wire       array formats; no I/O
+prefix     the path that a proxy puts before ours
 problems   exception -> problem+json, one table
 intake     one uploaded body into the store, bounded and all or nothing
 answers    stored arrays out of it, with their validators

@@ -16,6 +16,7 @@ from service.compression import CompressJson
 from service.cors import allow_origins
 from service.intake import check_parameters
 from service.openapi import TAGS, complete_document
+from service.prefix import Prefixed, link
 from service.problems import PROBLEM_ANSWERS, install_problems
 from service.request_ids import RequestIds
 from service.routes import datasets, graphs, health, metrics, oneshot, problems, queries, tracks
@@ -59,6 +60,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     # FastAPI's page for the browser, with its scripts from here instead of from a network that may not be there.
     app = FastAPIOffline(
         redoc_url=None,
+        redirect_slashes=False,  # `Prefixed` takes the slash off: a redirect of an upload is followed by few
         static_url="/docs/assets",
         title="pcct",
         version="1",
@@ -77,12 +79,13 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         app.include_router(module.router)
     app.add_route("/", _open_documentation, methods=["GET"], include_in_schema=False)
     complete_document(app)
-    app.middleware_stack = RequestIds(
-        Watched(allow_origins(app.build_middleware_stack(), settings.allowed_origins), app, traffic)
+    watched = Watched(allow_origins(app.build_middleware_stack(), settings.allowed_origins), app, traffic)
+    app.middleware_stack = Prefixed(
+        RequestIds(watched), settings.root_path, trusted=settings.trust_forwarded_prefix == "on"
     )
     return app
 
 
 async def _open_documentation(request: Request) -> RedirectResponse:
     """Lead a browser that was given the bare address to the page where calls can be tried."""
-    return RedirectResponse("docs")
+    return RedirectResponse(link("/docs"))

@@ -27,6 +27,7 @@ else:
 _MOST_HEAD_BYTES = 64 << 10  # as h11 has it, which counts by itself
 _COUNTS_HEADS = hasattr(AutoHTTPProtocol, "on_body")  # httptools keeps whatever comes, names and values apart
 
+_BEYOND_ASCII = re.compile(rb"[\x80-\xff]")
 _UPGRADE = re.compile(rb"\r\nupgrade:[^\r\n]*", re.IGNORECASE)
 
 
@@ -39,6 +40,7 @@ def bounded_protocol(head_s: float, most: int) -> type[Protocol]:
     class Bounded(Protocol):
         _head_timer: asyncio.TimerHandle | None = None
         _head_bytes = 0
+        _between = _COUNTS_HEADS  # whether the next byte begins a request; httptools says when one begins and ends
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
@@ -53,6 +55,8 @@ def bounded_protocol(head_s: float, most: int) -> type[Protocol]:
             self._head_bytes += len(data)
             if self.cycle is None or self.cycle.response_complete:
                 data = _without_upgrade(data)
+            if self._between:
+                data = _with_escapes(data)
             super().data_received(data)
             if self.cycle is None or self.cycle.response_complete:
                 self._await_head()
@@ -64,6 +68,14 @@ def bounded_protocol(head_s: float, most: int) -> type[Protocol]:
         def on_headers_complete(self) -> None:
             self._head_bytes = 0
             super().on_headers_complete()
+
+        def on_message_begin(self) -> None:
+            self._between = False
+            super().on_message_begin()
+
+        def on_message_complete(self) -> None:
+            self._between = True
+            super().on_message_complete()
 
         def on_body(self, body: bytes) -> None:
             self._head_bytes = 0
@@ -111,6 +123,15 @@ def _without_upgrade(data: bytes) -> bytes:
     end = data.find(b"\r\n\r\n")
     found = _UPGRADE.search(data, 0, len(data) if end < 0 else end)
     return data if found is None else data[: found.start()] + data[found.end() :]
+
+
+def _with_escapes(data: bytes) -> bytes:
+    """Return the beginning of a request with %XX for what its first line must not hold: `curl …?metric=é` sends é as it is."""
+    end = data.find(b"\n")
+    line = data if end < 0 else data[:end]
+    if line.isascii():
+        return data
+    return _BEYOND_ASCII.sub(lambda found: b"%%%02X" % found[0][0], line) + data[len(line) :]
 
 
 def _answer(problem: Problem) -> bytes:

@@ -15,6 +15,7 @@ import numpy as np
 from fastapi import FastAPI
 
 from pcct_core.spec import GraphSpec
+from service.prefix import link
 from service.wire import JSON, npy_header
 from worker.store import graph_id
 
@@ -105,6 +106,8 @@ _NEAREST = {
 _CACHED = {"decision": "cached", "reason": "tolerance", "version": 1, "pending_version": None}
 _SCHEDULED = {"decision": "scheduled", "reason": "drift", "version": 1, "pending_version": 2}
 _EVENT = 'event: neighbor_refresh.swap\nid: 1767268801000-0\ndata: {"track":"0123…","version":2,"graph":"9f86…","epoch":7}\n\n'
+
+_EXTERNAL = "What the type of a problem means"
 
 TAGS = [
     {"name": "datasets", "description": "Point arrays, named by the SHA-256 of their content: upload once, ask often."},
@@ -256,13 +259,12 @@ def complete_document(app: FastAPI) -> None:
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             _complete(bare())
-        return bare()
+        return bare() | {"externalDocs": {"description": _EXTERNAL, "url": link("/problems")}}
 
     app.openapi = openapi  # type: ignore[method-assign]
 
 
 def _complete(document: dict[str, Any]) -> None:
-    document["externalDocs"] = {"description": "What the type of a problem means", "url": "/problems"}
     document["components"]["headers"] = {
         name: {"description": text, "schema": {"type": "string"}} for name, text in _HEADERS.items()
     }

@@ -1,6 +1,7 @@
 """Every failure as RFC 9457 `application/problem+json`: exception -> status, name and documentation, one table.
 
-The `type` of a problem is `/problems/<slug>`, a stable name to branch on and a page that explains it (`routes.problems`);
+The `type` of a problem is `/problems/<slug>`, behind the prefix of a proxy if there is one: its last part is a stable name to
+branch on, and the whole leads to a page that explains it (`routes.problems`);
 `detail` states the fact and the fix.
 `row` and `field` are there when the fault lies in one row or in one field of the request.
 """
@@ -26,6 +27,7 @@ from starlette.routing import Match
 from pcct_core.errors import InvalidPoints, InvalidSpec, PcctError
 from service.access import RateLimited, ScopeTooSmall, Unauthenticated
 from service.crowd import TooManyAtOnce
+from service.prefix import link
 from service.wire import (
     BodyTooLarge,
     InvalidParameter,
@@ -594,13 +596,13 @@ def problem_of(error: Exception) -> Problem:
 
 def problem_type(slug: str) -> str:
     """Return the stable name of a kind of problem."""
-    return f"/problems/{slug}"
+    return link(f"/problems/{slug}")
 
 
 def problem_body(problem: Problem, detail: str, **extra: Any) -> dict[str, Any]:
     """Return the members of a problem; extra ones that are None are left out."""
     body = {
-        "type": f"/problems/{problem.slug}",
+        "type": problem_type(problem.slug),
         "title": problem.title,
         "status": int(problem.status),
         "detail": detail,

@@ -56,8 +56,11 @@ def find_faults(graph: Graph, truth: NDArray[np.float64]) -> Iterator[str]:
     expected = np.sort(np.partition(truth, k - 1, axis=1)[:, :k], axis=1)
     named = np.take_along_axis(truth, np.maximum(graph.neighbors, 0), axis=1)
     named[graph.neighbors < 0] = np.inf
+    tolerance = graph.certificate.tolerance  # of squares, under the residual metric
+    power, most = (1, _TOLERANCE) if tolerance is None else (2, tolerance)
     for what, found in (("distances", graph.distances), ("neighbors", named)):
-        wrong = int(np.count_nonzero(~np.isclose(found, expected, rtol=0.0, atol=_TOLERANCE).all(axis=1)))
+        near = np.isclose(found**power, expected**power, rtol=0.0, atol=most)
+        wrong = int(np.count_nonzero(~near.all(axis=1)))
         if wrong:
             yield f"has wrong {what} in {wrong} of {n} rows"
 

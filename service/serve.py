@@ -15,6 +15,7 @@ from service.access import needs_key
 from service.app import create_app
 from service.backend import Backend
 from service.connections import bounded_protocol, raise_file_limit
+from service.prefix import set_prefix
 from service.settings import ServiceSettings
 from service.up import open_listener
 from worker.logs import configure_logs
@@ -68,6 +69,7 @@ def run_api(
     if listen_fd is None:
         print(f"pcct serves http://{host}:{listener.getsockname()[1]}", flush=True)
     asyncio.run(_check_layout(settings))
+    set_prefix(settings.root_path)  # of what is said to connections that no request comes of
     app = create_app(settings)
     raise_file_limit()
     Server(server_config(app, settings), app).run(sockets=[listener])

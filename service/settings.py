@@ -10,6 +10,7 @@ from pydantic import Field, field_validator
 
 from pcct_core.points import MAX_POINTS
 from service.memory import usable_memory
+from service.prefix import checked_prefix
 from service.wire import Limits
 from worker.settings import SharedSettings, WorkerSettings
 
@@ -101,6 +102,22 @@ class ServiceSettings(SharedSettings):
         default="",
         description="Origins whose pages may call this service from a browser, with commas between, or *. Default: none.",
     )
+
+    root_path: str = Field(
+        default="",
+        description="Path below which a proxy serves this service, such as /pcct; the proxy may hand it on or take it off. "
+        "Default: none.",
+    )
+    trust_forwarded_prefix: Literal["on", "off"] = Field(
+        default="off",
+        description="Whether X-Forwarded-Prefix is that path: on only where every request comes through a proxy that sets or "
+        "removes this header. Default: off.",
+    )
+
+    @field_validator("root_path")
+    @classmethod
+    def _check_root_path(cls, text: str) -> str:
+        return checked_prefix(text)
 
     @property
     def allowed_origins(self) -> list[str]:

@@ -161,9 +161,22 @@ def residual_factors(X, Z, kernel, lengthscale=1.0, variance=1.0, jitter=1e-6, f
 
 
 def residual_distances(X, V, p, kernel, lengthscale=1.0, variance=1.0):
-    """Return the matrix of sqrt(1 - |rho|), float64 (n, n)."""
+    """Return the matrix of sqrt(1 - |rho|), float64 (n, n), with 1 - |rho| rounded to multiples of the steps of the pairs.
+
+    Equal points are at distance 0, and so are those whose squared scaled distances vanish.
+    """
     rho = (covariance(X, X, kernel, lengthscale, variance) - V @ V.T) / np.sqrt(np.outer(p, p))
-    return np.sqrt(np.maximum(0.0, 1.0 - np.abs(rho)))
+    steps = residual_steps(p, variance)
+    squares = np.rint(np.maximum(0.0, 1.0 - np.abs(rho)) / steps) * steps
+    scaled_x = np.asarray(X, float) / lengthscale
+    return np.sqrt(np.where(distance_block(scaled_x, scaled_x) == 0, 0.0, squares))
+
+
+def residual_steps(p, variance=1.0):
+    """Return what 1 - |rho| of each pair is rounded to, float64 (n, n): the power of two from 64 to 128 eps over the smaller
+    residual variance, in units of the variance and at most 1; the step itself is at most 1."""
+    least = np.minimum(np.minimum.outer(p, p) / variance, 1.0)
+    return np.minimum(2.0 ** np.ceil(np.log2(64 * np.finfo(float).eps / least)), 1.0)
 
 
 def residual_rounding(X, Z, p, kernel, lengthscale=1.0, variance=1.0, jitter=1e-6):

@@ -15,8 +15,8 @@ from vecchia import minus_log_likelihood
 from pcct_client import Client, Graph, RefreshPolicy, Session
 
 PLACES = 8192
-K = 20
-INDUCING = 128
+K = 16
+INDUCING = 96
 KERNEL = "matern32"
 START = (1.0, 1.0, 1.0, 1.0, 0.5)  # variance, lengthscales in earth radii, nugget: a guess that knows nothing
 # A swap costs an evaluation: worth it once lengthscales have doubled, not after each iteration.

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from service.answers import has_tag
 from service.backend import InBackend
 from service.intake import receive_points
+from service.prefix import link
 from service.wire import ARROW, JSON, NPY, RAW, SAFETENSORS
 from worker.store import Dataset, UnknownDataset
 
@@ -67,7 +68,7 @@ async def create_dataset(
     """Upload an array; 201, or 200 when it was known."""
     dataset, created = await receive_points(request, backend.store, backend.settings)
     response.status_code = 201 if created else 200
-    response.headers["Location"] = f"/v1/datasets/{dataset.id}"
+    response.headers["Location"] = link(f"/v1/datasets/{dataset.id}")
     return DatasetBody.of(dataset)
 
 

@@ -26,6 +26,7 @@ from service.answers import (
 from service.backend import Backend, InBackend
 from service.compression import CompressQuery, check_takes
 from service.intake import check_query_between, check_wish_on, receive_model
+from service.prefix import link
 from service.problems import GraphFailed, GraphNotReady, UnknownArray, problem_type
 from service.routes.datasets import find_dataset, is_content_id
 from service.wire import InvalidParameter, choose_format, choose_sized_format
@@ -200,7 +201,7 @@ async def graph_answer(record: GraphRecord, backend: Backend, wait_s: float | No
     """Return a graph as JSON: 200 when its job has ended, else 202 with where and when to look again."""
     done = record.state in TERMINAL
     warning = None if done else await backend.warning()
-    headers = {"Location": f"/v1/graphs/{record.id}"}
+    headers = {"Location": link(f"/v1/graphs/{record.id}")}
     if not done:
         headers["Retry-After"] = _RETRY_AFTER_S
     if wait_s is not None:
@@ -216,7 +217,11 @@ def granted_wait(prefer: str | None, backend: Backend) -> float | None:
 
 def _body(record: GraphRecord, warning: str | None) -> GraphBody:
     arrays = {
-        name: {"dtype": np.dtype(info.dtype).name, "shape": list(info.shape), "href": f"/v1/graphs/{record.id}/{name}"}
+        name: {
+            "dtype": np.dtype(info.dtype).name,
+            "shape": list(info.shape),
+            "href": link(f"/v1/graphs/{record.id}/{name}"),
+        }
         for name, info in record.arrays.items()
     }
     error = record.error and {**record.error, "type": problem_type(record.error["type"])}

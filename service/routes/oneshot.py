@@ -23,6 +23,7 @@ from service.answers import (
 from service.backend import Backend, InBackend
 from service.compression import Coding, CompressQuery, check_takes
 from service.intake import Purpose, check_wish, check_wish_on, receive_points
+from service.prefix import link
 from service.problems import BuildFailed, GraphFailed, NotReady
 from service.routes.datasets import ARRAY_BODY, find_dataset
 from service.routes.graphs import GraphBody, graph_answer
@@ -160,7 +161,7 @@ async def ask_oneshot(
         return await graph_answer(record, backend)
     if record.state != "ready":
         raise _failure(record)
-    location = f"/v1/graphs/{record.id}"
+    location = link(f"/v1/graphs/{record.id}")
     if media == JSON:
         media = choose_sized_format(accept, ANSWER_FORMATS, graph_numbers(record), most)
     if media in GRAPH_FORMATS:

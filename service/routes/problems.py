@@ -14,6 +14,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import BaseModel
 
+from service.prefix import link
 from service.problems import JOB_PROBLEMS, Problem, UnknownProblem, every_problem, problem_type
 from service.wire import JSON, choose_format
 
@@ -67,7 +68,7 @@ async def list_problems(request: Request) -> Response:
     if choose_format(request.headers.get("accept"), (JSON, HTML)) == JSON:
         return JSONResponse([ProblemPage.of(row).model_dump() for row in rows], headers=_CACHE)
     items = "".join(
-        f'<li>{int(row.status)} <a href="/problems/{row.slug}">{html.escape(row.title, quote=False)}</a>'
+        f'<li>{int(row.status)} <a href="{problem_type(row.slug)}">{html.escape(row.title, quote=False)}</a>'
         for row in rows
     )
     return _page("Problems", f"<ul>{items}</ul>")
@@ -88,7 +89,10 @@ async def read_problem(name: str, request: Request) -> Response:
     if choose_format(request.headers.get("accept"), (JSON, HTML)) == JSON:
         return JSONResponse(ProblemPage.of(problem).model_dump(), headers=_CACHE)
     rows = "".join(f"<dt><b>{word}</b><dd>{_html(text)}" for word, text in _facts(problem))
-    return _page(problem.title, f'<dl>{rows}</dl><p><a href="/problems">All problems</a> · <a href="/docs">API</a>')
+    return _page(
+        problem.title,
+        f'<dl>{rows}</dl><p><a href="{link("/problems")}">All problems</a> · <a href="{link("/docs")}">API</a>',
+    )
 
 
 def problems_markdown() -> str:

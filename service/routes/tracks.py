@@ -21,6 +21,7 @@ from service.access import admit_reader
 from service.answers import has_tag
 from service.backend import Backend, InBackend, backend_of
 from service.intake import check_wish_on, receive_model
+from service.prefix import link
 from service.problems import problem_type
 from service.routes.datasets import find_dataset
 from service.routes.graphs import granted_wait
@@ -188,7 +189,7 @@ async def create_track(
     except ClientDisconnect:
         await backend.tracks.delete(record.id)  # nobody else knows its id
         raise
-    headers = {"Location": f"/v1/tracks/{record.id}", **_headers(record.etag, wait_s)}
+    headers = {"Location": link(f"/v1/tracks/{record.id}"), **_headers(record.etag, wait_s)}
     return JSONResponse(await _body(record, backend), 201, headers)
 
 

@@ -49,6 +49,7 @@ def run_bench(*options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, str(RUNNER), *options], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)  # compiles the kernels when no test has done so yet
 def test_bench_quick_writes_lines_of_the_schema_without_rivals(tmp_path: Path) -> None:
     file = tmp_path / "core.jsonl"
@@ -70,6 +71,7 @@ def test_bench_quick_writes_lines_of_the_schema_without_rivals(tmp_path: Path) -
         assert line["verdict"] in ("no rival", "not judged")
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_bench_replaces_the_line_of_a_case_and_keeps_the_others(tmp_path: Path) -> None:
     file = tmp_path / "sizes.jsonl"
@@ -90,6 +92,7 @@ def test_bench_refuses_to_replace_what_it_has_not_written(tmp_path: Path, suite:
     assert (tmp_path / "notes").read_text() == "mine\n"
 
 
+@pytest.mark.long
 def test_memory_does_not_count_the_process_that_starts_it() -> None:
     large = np.ones(100_000_000)  # 800 MB
     done = subprocess.run(
@@ -117,6 +120,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
         sys.modules.pop(name, None)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_bench_quick_writes_certificate_phases_and_recall_of_residual_cases(tmp_path: Path) -> None:
     file = tmp_path / "residual.jsonl"

@@ -12,6 +12,7 @@ import pytest
 SCRIPT = Path(__file__).with_name("client_cost.py")
 
 
+@pytest.mark.long
 @pytest.mark.integration
 def test_client_cost_compares_with_httpx_alone() -> None:
     small = ["--points", "300", "-k", "5", "--rounds", "2"]

@@ -12,6 +12,7 @@ import pytest
 SCRIPT = Path(__file__).with_name("fit_three_ways.py")
 
 
+@pytest.mark.long
 @pytest.mark.integration
 def test_fit_three_ways_measures_every_way() -> None:
     small = ["--points", "600", "-k", "8", "--inducing", "20"]

@@ -14,6 +14,7 @@ FIELDS = {"schema", "at", "suite", "commit", "machine", "versions", "case", "run
 FIELDS |= {"measure", "ratio", "bar", "goal", "verdict", "notes"}
 
 
+@pytest.mark.long
 @pytest.mark.integration
 def test_service_bars_write_a_line_for_each_case(tmp_path: Path) -> None:
     names = ["upload_100mb", "startup", "capacity"]

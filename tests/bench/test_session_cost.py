@@ -12,6 +12,7 @@ import pytest
 SCRIPT = Path(__file__).with_name("session_cost.py")
 
 
+@pytest.mark.long
 @pytest.mark.integration
 def test_session_cost_measures_every_metric_and_work() -> None:
     small = ["--points", "500", "-k", "5", "--inducing", "20", "--seconds", "0.3"]

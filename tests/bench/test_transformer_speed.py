@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).with_name("transformer_speed.py")
 
 
+@pytest.mark.long
 def test_transformer_speed_prints_a_row_per_case() -> None:
     small = ["--points", "300", "--repeats", "1"]
     done = subprocess.run([sys.executable, SCRIPT, *small], capture_output=True, text=True, timeout=100, check=False)

@@ -64,6 +64,11 @@ class TestCorrelate:
         expected = naive.covariance(np.sqrt(r**2)[:, None], np.zeros((1, 1)), kernel)[:, 0]
         assert units_off(found, expected).max() <= 4
 
+    @pytest.mark.jitless
+    def test_is_nothing_for_points_that_are_too_far_for_their_exponential(self, kernel):
+        found = correlations(kernel, np.concatenate([np.geomspace(1e6, 1e308, 300), [np.finfo(float).max / 4]]))
+        np.testing.assert_array_equal(found, 0.0)
+
     def test_decreases_from_one_to_nothing(self, kernel):
         found = correlations(kernel, np.concatenate([[0.0], np.geomspace(1e-3, 1e7, 400), [np.inf]])[:-1])
         assert found[0] == 1.0

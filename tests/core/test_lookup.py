@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from pcct_core.errors import FileFormatError
+from pcct_core.errors import FileFormatError, InvalidInput
 from pcct_core.lookup import GateLookup, learn_lookup
 
 
@@ -39,6 +39,32 @@ class TestLearn:
     def test_fewer_queries_than_bins(self):
         lookup = learn_lookup(np.array([0.2, 0.4]), np.array([1.5, 3.0]), "rbf", 5)
         assert (lookup.radii(np.array([0.2, 0.4])) >= [0.3, 1.2]).all()
+
+    def test_multiples_beyond_all_numbers_become_the_largest(self):
+        lookup = learn_lookup(np.array([0.0, 1e-310, 1.0]), np.array([1.0, np.inf, 1e308]), "rbf", 5)
+        assert np.isfinite(lookup.multiples).all()
+        assert np.isfinite(lookup.widened(np.ones(8, bool), 1.3).multiples).all()
+        np.testing.assert_array_equal(lookup.radii(np.array([0.0, np.inf])), [0.0, np.inf])
+
+    def test_no_query_with_k_to_choose_from_teaches_that_all_look_at_all(self):
+        lookup = learn_lookup(np.empty(0), np.empty(0), "rbf", 5)
+        np.testing.assert_array_equal(lookup.radii(np.array([np.inf])), [np.inf])
+
+
+@pytest.mark.parametrize(
+    ("edges", "multiples", "words"),
+    [
+        ([1.0], [2.0, np.inf], "multiple 1 of a gate lookup is inf"),
+        ([1.0], [2.0, np.nan], "multiple 1 of a gate lookup is nan"),
+        ([1.0], [2.0, 0.5], "multiple 1 of a gate lookup is 0.5; it must be finite and at least 1"),
+        ([np.nan], [2.0, 2.0], "edge 0 of a gate lookup is nan"),
+        ([2.0, 1.0], [2.0, 2.0, 2.0], "not in ascending order"),
+        ([2.0], [2.0], "one multiple more than edges"),
+    ],
+)
+def test_a_lookup_of_numbers_that_make_none_is_refused(edges, multiples, words):
+    with pytest.raises(InvalidInput, match=words):
+        GateLookup(np.array(edges), np.array(multiples), "rbf", 5)
 
 
 class TestUse:
@@ -79,7 +105,14 @@ class TestJson:
             ({"edges": [1.0]}, "no valid edges and multiples"),
             ({"multiples": [0.5] * 8}, "no valid edges and multiples"),
             ({"multiples": [float("nan")] * 8}, "no valid edges and multiples"),
+            ({"multiples": [float("inf")] * 8}, "no valid edges and multiples: multiple 0 of a gate lookup is inf"),
+            ({"multiples": [2.0] * 3 + [-2.0] + [2.0] * 4}, "multiple 3 of a gate lookup is -2.0; it must be finite"),
             ({"edges": [3.0, 2.0, 1.0, 4.0, 5.0, 6.0, 7.0]}, "no valid edges and multiples"),
+            ({"edges": [float("nan")] * 7}, "edge 0 of a gate lookup is nan"),
+            ({"edges": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, float("inf")]}, "edge 6 of a gate lookup is inf"),
+            ({"edges": [-1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]}, "edge 0 of a gate lookup is -1.0"),
+            ({"edges": [[1.0] * 7]}, "no valid edges and multiples"),
+            ({"multiples": [10**400] * 8}, "not readable"),
             ({"edges": ["wide"] * 7}, "not readable"),
             ({"multiples": None}, "not readable|no valid"),
             ({"k": "many"}, "not readable"),

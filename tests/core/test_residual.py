@@ -4,7 +4,7 @@ import pytest
 import pcct_core as pc
 from pcct_core.build import build_tree
 from pcct_core.parallel import Crew
-from pcct_core.residual import choose_inducing, make_factors, make_screen
+from pcct_core.residual import choose_inducing, make_factors, make_screen, steps_of
 from pcct_core.simd import LANES
 from pcct_core.spec import KERNELS
 from tests import naive
@@ -34,12 +34,13 @@ def explained(factors):
 
 
 def check(factors, X, inducing, metric):
+    """The factors are those of NumPy, in units of the variance."""
     kernel = metric.kernel
     V, p = naive.residual_factors(
         X, inducing, kernel.name, np.asarray(kernel.lengthscale), kernel.variance, metric.jitter, metric.floor
     )
-    np.testing.assert_allclose(explained(factors), V, atol=1e-9)
-    np.testing.assert_allclose(factors.p, p, atol=1e-9)
+    np.testing.assert_allclose(explained(factors), V / np.sqrt(kernel.variance), atol=1e-9)
+    np.testing.assert_allclose(factors.p, p / kernel.variance, atol=1e-9)
     assert factors.degenerate == np.count_nonzero(p <= metric.floor * kernel.variance)
 
 
@@ -78,13 +79,15 @@ class TestFromInducingPoints:
         check(factors, X[rows], X[:50], metric)
         np.testing.assert_array_equal(factors.points, (X / 0.3)[rows])
 
-    def test_jitter_is_in_units_of_the_variance(self, crew):
+    @pytest.mark.parametrize("variance", [100.0, 1e-165, 1e150, 1e-320])
+    def test_the_variance_changes_nothing(self, variance, crew):
         X = points(200)
-        one, many = (
-            factors_of(X, pc.Residual(pc.Matern52(0.3, variance), inducing=X[:50], jitter=0.1), crew)
-            for variance in (1.0, 100.0)
+        one, other = (
+            factors_of(X, pc.Residual(pc.Matern52(0.3, value), inducing=X[:50], jitter=0.1), crew)
+            for value in (1.0, variance)
         )
-        np.testing.assert_allclose(many.p, 100.0 * one.p, rtol=1e-12)
+        assert one.p.tobytes() == other.p.tobytes()
+        assert one.explained.tobytes() == other.explained.tobytes()
         assert one.p[:50].min() > 0.01
 
     def test_rows_at_the_floor_are_counted_and_raised_to_it(self, crew):
@@ -92,8 +95,8 @@ class TestFromInducingPoints:
         metric = pc.Residual(pc.Matern32(0.5, variance=3.0), inducing=X[:60], jitter=0.0, floor=1e-6)
         factors = factors_of(X, metric, crew)
         assert factors.degenerate == 60
-        np.testing.assert_array_equal(np.flatnonzero(factors.p == 3e-6), np.arange(60))
-        assert factors.p.min() == 3e-6
+        np.testing.assert_array_equal(np.flatnonzero(factors.p == 1e-6), np.arange(60))
+        assert factors.p.min() == 1e-6
 
     def test_maximin_ones_are_the_first_of_the_order_over_scaled_points(self, crew):
         X, scale = points(300), np.array([0.2, 0.5, 1.0])
@@ -122,6 +125,34 @@ def test_given_factors_are_taken_as_they_are(m, crew):
     assert (factors.m, factors.degenerate) == (m, 0)
 
 
+@pytest.mark.parametrize("variance", [4.0, 1e-165, 1e150])
+def test_given_factors_are_taken_in_units_of_the_variance(variance, crew):
+    rng = np.random.default_rng(1)
+    V, p = rng.normal(size=(90, 5)), rng.random(90) + 0.1
+    metric = pc.Residual.from_factors(V * np.sqrt(variance), p * variance, pc.RBF(0.3, variance))
+    factors = factors_of(points(90), metric, crew)
+    np.testing.assert_allclose(explained(factors), V, rtol=1e-15)
+    np.testing.assert_allclose(factors.p, p, rtol=1e-15)
+
+
+def test_given_factors_of_another_magnitude_than_the_variance_are_refused(crew):
+    V, p = np.ones((90, 2)), np.full(90, 1e150)
+    with pytest.raises(pc.InvalidSpec, match="another magnitude than the variance, 1e-300; give the one"):
+        factors_of(points(90), pc.Residual.from_factors(V, p, pc.RBF(0.3, 1e-300)), crew)
+
+
+@pytest.mark.jitless
+def test_steps_are_powers_of_two_over_the_residual_variance():
+    p = np.concatenate([np.random.default_rng(0).random(500) ** 8, 2.0 ** -np.arange(50.0), [1e-9, 1e-14, 1e-150, 3.0]])
+    steps = steps_of(p)
+    np.testing.assert_array_equal(np.frexp(steps)[0], 0.5)
+    np.testing.assert_array_equal(steps, np.diagonal(naive.residual_steps(p)))
+    fine = 64 * np.finfo(float).eps / p <= 1
+    assert (steps >= 64 * np.finfo(float).eps / np.maximum(p, 1e-14))[fine].all()
+    assert (steps < 128 * np.finfo(float).eps / np.minimum(p, 1)).all()
+    assert steps.max() == 1.0
+
+
 @pytest.mark.parametrize("m", [1, 8, 60, 70])
 def test_columns_behind_the_last_are_zero(m, crew):
     X = points(300)
@@ -131,11 +162,10 @@ def test_columns_behind_the_last_are_zero(m, crew):
 
 
 @pytest.mark.jitless
-@pytest.mark.parametrize("variance", [1.0, 1e-60, 1e60])
 @pytest.mark.parametrize("first", [1, 31, 33, 90])
-def test_make_screen_lays_out_the_first_rows_in_units_of_the_variance(first, variance, crew):
+def test_make_screen_lays_out_the_first_rows(first, crew):
     X = points(90)
-    factors = factors_of(X, pc.Residual(pc.Matern52(0.3, variance), inducing=X[:21], jitter=1e-3), crew)
+    factors = factors_of(X, pc.Residual(pc.Matern52(0.3), inducing=X[:21], jitter=1e-3), crew)
     tree = build_tree((X / 0.3)[:first], crew)
     screen = make_screen(factors, tree, crew)
     blocks = screen.blocks.reshape(-1, factors.m, LANES)
@@ -144,8 +174,8 @@ def test_make_screen_lays_out_the_first_rows_in_units_of_the_variance(first, var
         if index >= first:
             assert not column.any()
             continue
-        np.testing.assert_allclose(column, explained(factors)[index] / np.sqrt(variance), rtol=2e-7, atol=1e-38)
-        exact = np.sqrt(factors.p[index] / variance)
+        np.testing.assert_allclose(column, explained(factors)[index], rtol=2e-7, atol=1e-38)
+        exact = np.sqrt(factors.p[index])
         assert exact * (1 - 1e-6) < root <= exact
 
 

@@ -159,7 +159,19 @@ class TestScreenBucket:
             mask = screen_bucket(
                 squared, start, products, 0, np.ones(LANES, np.float32), 0, kernel_shape(code), SINGLE_ERROR, 0.0
             )
-            assert mask == 0
+            assert mask == packed(squared[start : start + LANES] == 0)
+
+    def test_correlations_are_nothing_where_their_exponential_is_clamped(self, code):
+        squared = np.geomspace(1e5, 1e306, LANES)
+        kept = (np.zeros(LANES, np.float32), 0, np.ones(LANES, np.float32), 0, kernel_shape(code))
+        assert screen_bucket(squared, 0, *kept, np.float32(1e-37), 0.0) == 0
+        assert screen_bucket(squared, 0, *kept, 0.0, 0.0) == 2**LANES - 1
+
+    def test_keeps_equal_points_whatever_their_products(self, code):
+        squared = np.where(np.arange(LANES) % 3 == 0, 0.0, 1.0)
+        products = self.correlations(code, squared).astype(np.float32)
+        mask = screen_bucket(squared, 0, products, 0, np.ones(LANES, np.float32), 0, kernel_shape(code), 1.0, 0.0)
+        assert mask == packed(squared == 0)
 
     def test_keeps_what_may_reach_the_limit(self, code):
         rng = np.random.default_rng(code)

@@ -5,11 +5,12 @@ import pytest
 
 import pcct_core as pc
 from pcct_core import vif
-from pcct_core.gate import audit_rows
+from pcct_core.draws import draw_words, index_below
 from pcct_core.parallel import Crew
 from pcct_core.spec import KERNELS, Stored
 from pcct_core.telemetry import Telemetry
 from tests import naive
+from tests.core import clouds
 from tests.core.judge import same_graphs
 
 N, M, K = 900, 60, 12
@@ -94,10 +95,100 @@ def test_both_residual_distances_are_as_near_the_truth_as_their_residual_varianc
     squares = (1 - np.abs(rho[rows[:, None], columns])).astype(float)
     brute = np.square(naive.residual_distances(X, V, naive_p, "matern32", 0.5))[rows[:, None], columns]
     rounding = naive.residual_rounding(X, Z, p, "matern32", 0.5)
-    allowed = (rounding[rows, None] + rounding[columns]) / 2
+    allowed = (rounding[rows, None] + rounding[columns] + naive.residual_steps(p)[rows[:, None], columns]) / 2
     assert p.min() < 3e-6
     assert (np.abs(np.square(graph.distances[rows]) - squares) <= allowed).all()
     assert (np.abs(brute - squares) <= allowed).all()
+
+
+def assert_ordered(graph):
+    """Rows ascend by (distance, index), entries that are there first."""
+    rows = np.where(graph.neighbors < 0, 2**31 - 1, graph.neighbors).astype(np.int64)
+    earlier, later = graph.distances[:, :-1], graph.distances[:, 1:]
+    assert ((earlier < later) | ((earlier == later) & (rows[:, :-1] <= rows[:, 1:]))).all()
+
+
+class TestTies:
+    @pytest.mark.parametrize("kernel", list(KERNELS))
+    @pytest.mark.parametrize("kind", ["knn", "vecchia"])
+    @pytest.mark.parametrize("options", [{}, {"jitter": 0.0}, {"jitter": 1e-12, "floor": 1e-14}, {"floor": 0.3}])
+    def test_equal_points_are_at_distance_0_and_go_by_index(self, kernel, kind, options):
+        rng = np.random.default_rng(5)
+        X = rng.permutation(np.repeat(rng.random((130, 2)), 3, axis=0))
+        Z = np.unique(X, axis=0)[:20]
+        metric = pc.Residual(KERNELS[kernel](0.3), inducing=Z, **options)
+        graph = pc.build_graph(X, pc.GraphSpec(kind, 6, metric, "given", accuracy="exact"))
+        equal = (X[:, None] == X).all(axis=2) & (
+            np.tri(len(X), k=-1) > 0 if kind == "vecchia" else ~np.eye(len(X), dtype=bool)
+        )
+        assert_ordered(graph)
+        for row in range(len(X)):
+            assert set(np.flatnonzero(equal[row])) <= set(graph.neighbors[row][graph.distances[row] == 0])
+
+    def test_equal_points_are_at_distance_0_with_given_factors(self):
+        X = np.repeat(points(n=100), 2, axis=0)
+        V, p = naive.residual_factors(X, X[:20:2], "rbf", lengthscale=0.3)
+        graph = pc.knn_graph(X, 3, pc.Residual.from_factors(V * (1 + 1e-9), p, pc.RBF(0.3)), accuracy="exact")
+        np.testing.assert_array_equal(graph.neighbors[:, 0], np.arange(200) ^ 1)
+        assert not graph.distances[:, 0].any()
+
+    @pytest.mark.parametrize(("kernel", "scale"), [("matern32", 0.3), ("rbf", 0.4), ("matern52", 0.25)])
+    def test_what_ties_on_a_lattice_goes_by_index(self, kernel, scale):
+        """Inducing points stand on the lattice: by symmetry most residual distances of a row come several times."""
+        X = clouds.lattice(9, 3) / 9
+        Z = X[naive.maximin(X, 40)[0]]
+        graph = pc.knn_graph(X, 26, pc.Residual(KERNELS[kernel](scale), inducing=Z), accuracy="exact")
+        V, p = naive.residual_factors(X, Z, kernel, scale)
+        distances = naive.residual_distances(X, V, p, kernel, scale)
+        neighbors, nearest = naive.nearest_in(distances, 26, predecessors=False)
+        assert_ordered(graph)
+        own = np.square(np.take_along_axis(distances, graph.neighbors.astype(np.int64), axis=1))
+        assert (own <= np.square(nearest[:, -1:]) + graph.certificate.tolerance).all()
+        np.testing.assert_allclose(np.square(graph.distances), np.square(nearest), atol=graph.certificate.tolerance)
+        assert (graph.neighbors == neighbors).mean() > 0.99  # what is at the edge of a step may fall to either side
+
+    def test_the_tolerance_is_above_the_step_and_twice_the_error(self):
+        X, Z = np.random.default_rng(3).random((800, 1)), np.random.default_rng(4).random((12, 1))
+        metric = pc.Residual(pc.Matern32(0.5), inducing=Z)
+        tolerance = pc.knn_graph(X, 5, metric, accuracy="exact").certificate.tolerance
+        p = naive.residual_factors(X, Z, "matern32", 0.5)[1]
+        rounding = naive.residual_rounding(X, Z, p, "matern32", 0.5)
+        assert (
+            naive.residual_steps(p).max() + rounding.max()
+            < tolerance
+            < naive.residual_steps(p).max() + 3 * rounding.max()
+        )
+
+
+class TestExtremes:
+    @pytest.mark.parametrize("variance", [1e-165, 1e150, 1e-320])
+    @pytest.mark.parametrize("accuracy", ["exact", 0.9])
+    def test_the_variance_changes_nothing(self, variance, accuracy):
+        X = points(2500)
+        one, other = (
+            pc.knn_graph(X, 5, pc.Residual(pc.Matern52(0.3, value), inducing=16), accuracy=accuracy)
+            for value in (1.0, variance)
+        )
+        if accuracy == "exact":
+            same_graphs(one, other)
+        assert np.isfinite(other.distances).all()
+
+    @pytest.mark.parametrize("kernel", list(KERNELS))
+    @pytest.mark.parametrize("scale", [1e-153, 1e-100, 1e-3, 1e3, 1e100, 1e150])
+    def test_lengthscales_from_end_to_end(self, kernel, scale):
+        X = points(n=400)
+        metric = pc.Residual(KERNELS[kernel](scale), inducing=X[:30], jitter=1e-2)
+        graph = pc.knn_graph(X, 4, metric, accuracy="exact")
+        with np.errstate(over="ignore", invalid="ignore"):
+            V, p = naive.residual_factors(X, X[:30], kernel, scale, jitter=1e-2)
+            distances = naive.residual_distances(X, V, p, kernel, scale)
+        nearest = naive.nearest_in(distances, 4, predecessors=False)[1]
+        np.testing.assert_allclose(
+            np.square(graph.distances), np.square(nearest), atol=graph.certificate.tolerance, rtol=0
+        )
+        if scale <= 1e-100:
+            np.testing.assert_array_equal(graph.distances, 1.0)
+            np.testing.assert_array_equal(graph.neighbors[10:], np.tile(np.arange(4), (390, 1)))
 
 
 class TestFactors:
@@ -180,6 +271,12 @@ def exact_and_gated():
     metric = pc.Residual(pc.Matern52(0.3), inducing=64)
     exact = pc.vecchia_graph(X, 20, "random", metric, accuracy="exact")
     return X, metric, exact, pc.vecchia_graph(X, 20, "random", metric)
+
+
+def drawn_indices(key, row, count, allowed):
+    """The points that an audit draws for a row: two from each block of words."""
+    words = [word for block in range(-(-count // 2)) for word in draw_words(key, row, block)]
+    return np.array([index_below(np.uint64(word), allowed) for word in words[:count]], int)
 
 
 class TestGate:
@@ -273,44 +370,67 @@ class TestGate:
         assert graph.certificate.exact or graph.certificate.recall_lower >= 0.999
 
     @pytest.mark.parametrize("kind", ["vecchia", "knn"])
-    def test_an_audit_of_every_pair_finds_what_the_gates_keep_out(self, kind):
+    def test_an_audit_finds_those_of_its_pairs_that_the_gates_keep_out(self, kind):
         X, metric = points(600), pc.Residual(pc.Matern52(0.3), inducing=M)
-        spec = pc.GraphSpec(kind, K, metric, "given", accuracy="exact")
-        exact = pc.build_graph(X, spec)
+        every = pc.build_graph(X, pc.GraphSpec(kind, len(X) - 1, metric, "given", accuracy="exact"))
         gates = np.random.default_rng(0).uniform(0.3, 1.5, len(X))
         gates[:K] = np.inf
+        key, rate = np.uint64(99), 0.7
         with Crew(2) as crew:
+            spec = pc.GraphSpec(kind, K, metric, "given")
             task = vif._make_task(X / 0.3, np.arange(len(X)), metric, spec, crew, Telemetry())
             task.scan(np.ones(len(X), bool), gates)
-            allowed = task.allowed()
-            counts = np.where(np.isfinite(gates), allowed, 0)
-            starts = np.concatenate(([0], np.cumsum(counts)))
-            draws = np.concatenate([(np.arange(count) + 0.5) / max(count, 1) for count in counts])
-            measured, missed = np.zeros(len(X), np.int64), np.zeros(len(X), np.int64)
-            rows = np.arange(len(X), dtype=np.int32)
-            audit_rows(
-                task.factors,
-                rows,
-                task.limit,
-                task.itself,
-                gates,
-                starts,
-                draws,
-                0,
-                len(X),
-                task.found,
-                measured,
-                missed,
-            )
-            beyond = np.where(np.isfinite(gates), allowed - task.found.passed, 0)
-            np.testing.assert_array_equal(measured, beyond)
-            kept_out = vif.count_kept_out(X / 0.3, np.arange(len(X)), exact.neighbors, gates)
-            assert kept_out.sum() > 100
-            assert (missed >= kept_out).all()
-            np.testing.assert_array_equal(missed > 0, kept_out > 0)
-            audit = task.audit(gates, 0.3, seed=0)
-            assert (audit.measured <= np.ceil(0.3 * allowed)).all()
-            assert audit.missed.sum() == pytest.approx(0.3 * missed.sum(), rel=0.2)
+            audit = task.audit(gates, rate, key)
+        assert not audit.measured[:K].any()
+        for row in range(K, len(X)):
+            allowed = row if kind == "vecchia" else len(X)
+            drawn = drawn_indices(key, row, int(np.ceil(rate * allowed)), allowed)
+            beyond = drawn[(vif._squared(X / 0.3, np.full(len(drawn), row), drawn) > gates[row] ** 2) & (drawn != row)]
+            assert audit.measured[row] == len(beyond)
+            nearest, last = list(every.neighbors[row]), task.found.neighbors[row, -1]
+            better = set(nearest[: nearest.index(last)] if last >= 0 else nearest)
+            assert audit.missed[row] == sum(index in better for index in beyond)
+        assert audit.missed.sum() > 100
+
+    def test_draws_are_named_and_follow_the_secret(self, exact_and_gated):
+        X, _, _, gated = exact_and_gated
+        assert gated.certificate.draws == "public"
+        one, again, other = (pc.build_graph(X, gated.spec, secret=secret) for secret in (b"one", b"one", b"two"))
+        same_graphs(one, again)
+        assert one.certificate == again.certificate
+        assert one.certificate.draws.startswith("secret:")
+        assert one.certificate.draws != other.certificate.draws
+        assert one.certificate.audited_pairs != other.certificate.audited_pairs
+        assert one.lookup.multiples.tobytes() != other.lookup.multiples.tobytes()
+
+    @pytest.mark.parametrize("radius", [np.nan, 0.0])
+    def test_no_gate_leaves_a_row_short_of_neighbors(self, exact_and_gated, radius, monkeypatch):
+        """Gates that let nothing in, by a number that is none or by 0: their rows are scanned in full."""
+        X, metric, exact, gated = exact_and_gated
+        rows = np.arange(500, 12_000, 97)
+        radii = pc.GateLookup.radii
+
+        def broken(self, scales):
+            found = radii(self, scales)
+            found[rows] = radius
+            return found
+
+        monkeypatch.setattr(pc.GateLookup, "radii", broken)
+        spec = pc.GraphSpec("vecchia", 20, metric, "random", gate="lookup")
+        graph = pc.build_graph(X, spec, lookup=gated.lookup)
+        assert graph.certificate.method == "gated"
+        np.testing.assert_array_equal(graph.neighbors[rows], exact.neighbors[rows])
+        assert (graph.neighbors[20:] >= 0).all()
+
+    @pytest.mark.parametrize("how", ["lookup", "previous"])
+    def test_what_is_audited_cheaper_in_full_is_scanned_in_full(self, how):
+        """One neighbor of few points: an audit would draw each pair several times."""
+        X, metric = points(1500), pc.Residual(pc.Matern52(0.3), inducing=16)
+        lookup = pc.GateLookup(np.empty(0), np.full(1, 4.0), "matern52", 1)
+        options = {"lookup": lookup} if how == "lookup" else {"previous": pc.knn_graph(X, 1)}
+        graph = pc.build_graph(X, pc.GraphSpec("knn", 1, metric, gate="lookup"), **options)
+        assert graph.certificate.exact
+        assert graph.certificate.audited_pairs is None
 
     def test_lookup_without_one_is_refused(self):
         with pytest.raises(pc.InvalidSpec, match="'auto' once"):

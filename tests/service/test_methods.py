@@ -39,7 +39,7 @@ async def test_every_route_answers_options(service):
 async def test_the_bare_address_leads_to_the_documentation(service):
     for method in ("GET", "HEAD"):
         answer = await service.client.request(method, "/")
-        assert (answer.status_code, answer.headers["location"]) == (307, "docs")
+        assert (answer.status_code, answer.headers["location"]) == (307, "/docs")
 
 
 async def test_options_of_nothing_are_not_found(service):
