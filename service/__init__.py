@@ -6,6 +6,7 @@ prefix     the path that a proxy puts before ours
 problems   exception -> problem+json, one table
 intake     one uploaded body into the store, bounded and all or nothing
 answers    stored arrays out of it, with their validators
+schemas    the fields of what is asked for
 openapi    what the OpenAPI document says besides the routes
 traffic    one line of the log and one count for every answer
 request_ids  the id of every request, in its answer and in the log

@@ -67,7 +67,7 @@ def _checked_columns(schema: pa.Schema) -> tuple[pa.DataType, int]:
     for kind, name in zip(kinds, schema.names, strict=True):
         if kind != kinds[0]:
             raise Refused("points", f"column {name!r:.80} is {kind!s:.80}, the first one is {kinds[0]!s:.80}; {_FIX}")
-    if number not in (pa.float32(), pa.float64()):
+    if number not in (pa.float32(), pa.float64(), pa.float16(), pa.bool_()):
         raise Refused("points", f"points have type {number!s:.80}; {_FIX}")
     if d < 1:
         raise Refused("points", f"the rows of the Arrow stream have no numbers; {_FIX}")
@@ -97,9 +97,9 @@ def _rows(batch: pa.RecordBatch, d: int, step: int) -> Iterator[NDArray[Any]]:
     for start in range(0, batch.num_rows, step):
         part = batch.slice(start, step)
         if pa.types.is_fixed_size_list(part.schema.types[0]):
-            yield part.column(0).flatten().to_numpy().reshape(-1, d)
+            yield part.column(0).flatten().to_numpy(zero_copy_only=False).reshape(-1, d)
         else:
-            yield np.stack([column.to_numpy() for column in part.columns], axis=1)
+            yield np.stack([column.to_numpy(zero_copy_only=False) for column in part.columns], axis=1)
 
 
 def _bound(limit: int) -> None:

@@ -204,8 +204,13 @@ async def receive_json(request: Request, settings: ServiceSettings) -> bytes:
 
 
 async def receive_model(request: Request, settings: ServiceSettings, kind: type[M]) -> M:
-    """Return a request's JSON body as a model; raises UnsupportedBody, BodyTooLarge or RequestValidationError."""
+    """Return a request's JSON body as a model; raises UnsupportedBody, BodyTooLarge or RequestValidationError.
+
+    No body is an empty object where the model has a default for everything.
+    """
     body = await receive_json(request, settings)
+    if not body.strip() and not any(field.is_required() for field in kind.model_fields.values()):
+        return kind()
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:
@@ -259,8 +264,8 @@ class _Arrival:
         assert layout is not None  # noqa: S101  (decoders know it before they give rows)
         if self._purpose is not None:
             self._purpose.check(layout.n, layout.d)
-        self._digest.update(npy_header(layout.dtype.name, (layout.n, layout.d)))
-        self._upload = await self._store.upload(layout.n, layout.d, layout.dtype.name).__aenter__()
+        self._digest.update(npy_header(layout.canonical_dtype.name, (layout.n, layout.d)))
+        self._upload = await self._store.upload(layout.n, layout.d, layout.canonical_dtype.name).__aenter__()
         self._layout = layout
 
     def _note_faults(self, rows: Points) -> None:

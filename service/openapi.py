@@ -103,7 +103,7 @@ _NEAREST = {
     "neighbors": [[1, 6, 0], [5, 2, 3]],
     "distances": [[0.1118, 0.1118, 0.25], [0.1118, 0.1118, 0.3905]],
 }
-_CACHED = {"decision": "cached", "reason": "tolerance", "version": 1, "pending_version": None}
+_CACHED = {"decision": "cached", "reason": "within_tolerance", "version": 1, "pending_version": None}
 _SCHEDULED = {"decision": "scheduled", "reason": "drift", "version": 1, "pending_version": 2}
 _EVENT = 'event: neighbor_refresh.swap\nid: 1767268801000-0\ndata: {"track":"0123…","version":2,"graph":"9f86…","epoch":7}\n\n'
 
@@ -140,7 +140,7 @@ _PARAMETERS: Mapping[str, tuple[str, Any]] = {
     "name": ("`neighbors`, `distances`, `order` of a Vecchia graph, or `offsets` of a radius graph", "neighbors"),
     "rows": ("Part of the rows as a:b, from a and before b", None),
     "k": ("Neighbors per row, nearest first", K),
-    "dtype": ("Of raw numbers alone: float32 or float64", None),
+    "dtype": ("Of raw numbers alone: float32, float64, float16 or bool; the last two become float64", None),
     "shape": ("Of raw numbers alone: 1000,3", None),
     "tensor": ("Of a safetensors file with several tensors: the one that holds the points", None),
     "order": ("maximin, hilbert, random, coordinate or given", None),

@@ -59,6 +59,7 @@ _BLOCK_BYTES = 1 << 20
 # Most bytes that one number takes as JSON text, a comma included: -1.2345678901234567e-308 and a bracket or two.
 _JSON_NUMBER_BYTES = 28
 
+_SAFETENSORS_POINTS = {"F32": "<f4", "F64": "<f8", "F16": "<f2", "BOOL": "|b1"}
 _SAFETENSORS_TYPES = {"int32": "I32", "int64": "I64", "float32": "F32", "float64": "F64"}
 
 # What a client sends that did not say what it sends: nothing, or curl's default for --data-binary.
@@ -140,7 +141,7 @@ class Limits(NamedTuple):
 class Layout(NamedTuple):
     """How the numbers of an (n, d) array lie in a body.
 
-    dtype: float32 or float64 in the body's byte order. fortran: columns follow each other instead of rows.
+    dtype: float32, float64, float16 or bool in the body's byte order. fortran: columns follow each other instead of rows.
     """
 
     n: int
@@ -155,8 +156,13 @@ class Layout(NamedTuple):
 
     @property
     def canonical_dtype(self) -> np.dtype[Any]:
-        """The little-endian type of the stored rows."""
-        return self.dtype.newbyteorder("<")
+        """The little-endian type of the stored rows; float16 and bool become float64, as everywhere (`as_points`)."""
+        return self.dtype.newbyteorder("<") if self.dtype.name in ("float32", "float64") else np.dtype("<f8")
+
+    @property
+    def canonical_bytes(self) -> int:
+        """Bytes of the stored rows together."""
+        return self.n * self.d * self.canonical_dtype.itemsize
 
 
 class PointsDecoder(Protocol):
@@ -254,7 +260,8 @@ class _RowDecoder:
         self._received = 0
         self._pending = bytearray()
         row_bytes = layout.d * layout.dtype.itemsize
-        self._block_bytes = max(1, _BLOCK_BYTES // row_bytes) * row_bytes
+        # Of what comes; the rows that are made of it have about a megabyte.
+        self._block_bytes = max(1, _BLOCK_BYTES // (layout.d * layout.canonical_dtype.itemsize)) * row_bytes
         if content_length is not None:
             self._judge_length(content_length - header_bytes)
 
@@ -286,6 +293,8 @@ class _RowDecoder:
                 yield self._canonical(rows[start : start + step])
 
     def _canonical(self, rows: NDArray[Any]) -> Points:
+        if rows.dtype == np.bool_:
+            rows = rows.view(np.uint8) != 0  # a body may hold any byte
         return np.ascontiguousarray(rows, dtype=self._layout.canonical_dtype)
 
     def _judge_length(self, found: int) -> None:
@@ -470,10 +479,14 @@ _PYTHON2_LONG = re.compile(r"\b(\d+)[lL]\b")
 # Names that np.load takes besides those that np.save writes; without a byte order, as here, it means its own machine's.
 _OTHER_FLOATS = {
     f"{order}{name}": f"{'>' if order == '>' else '<'}{kind}"
-    for kind, names in (("f4", ("f4", "f", "float32", "single")), ("f8", ("f8", "d", "float64", "double", "float")))
+    for kind, names in (
+        ("f2", ("f2", "e", "float16", "half")),
+        ("f4", ("f4", "f", "float32", "single")),
+        ("f8", ("f8", "d", "float64", "double", "float")),
+    )
     for name in names
     for order in ("", "=", "|", "<", ">")
-}
+} | {f"{order}{name}": "|b1" for name in ("b1", "?", "bool", "bool_") for order in ("", "=", "|", "<", ">")}
 
 
 def _find_npy(head: bytes, limits: Limits) -> _Found:
@@ -531,7 +544,7 @@ def _find_tensor(head: bytes, limits: Limits, tensor: str | None) -> _Found:
     dtype, shape, begin, end = tensors[name]
     if not all(type(size) is int for size in shape):
         raise MalformedArray("the safetensors header has a wrong shape; save_file({'points': X}, path) writes one")
-    layout = _checked_layout(shape, {"F32": "<f4", "F64": "<f8"}.get(str(dtype), dtype), False, limits)
+    layout = _checked_layout(shape, _SAFETENSORS_POINTS.get(str(dtype), dtype), False, limits)
     if end - begin != layout.data_bytes:
         raise MalformedArray(f"the safetensors header places {layout.data_bytes} bytes at [{begin}, {end}]")
     return _Found(layout, begin, max(other.end for other in tensors.values()) - end)
@@ -573,10 +586,10 @@ _NPY_HEADER = _Header(".npy", _npy_header_bytes, _find_npy)
 
 def _raw_layout(query: Mapping[str, str], limits: Limits) -> Layout:
     """Return the layout of raw little-endian numbers from ?dtype= and ?shape=."""
-    dtypes = {"float32": "<f4", "float64": "<f8"}
+    dtypes = {"float32": "<f4", "float64": "<f8", "float16": "<f2", "bool": "|b1"}
     name = query.get("dtype", "")
     if name not in dtypes:
-        raise InvalidParameter(f"dtype is {name!r}; raw numbers need ?dtype=float32 or ?dtype=float64", "dtype")
+        raise InvalidParameter(f"dtype is {name!r}; raw numbers need ?dtype=float32, float64, float16 or bool", "dtype")
     sizes = query.get("shape", "").split(",")
     if not all(size.strip().isascii() and size.strip().isdigit() and len(size) < 20 for size in sizes):
         raise InvalidParameter(f"shape is {query.get('shape', '')!r}; raw numbers need ?shape=n,d", "shape")
@@ -585,7 +598,7 @@ def _raw_layout(query: Mapping[str, str], limits: Limits) -> Layout:
 
 def _checked_layout(shape: tuple[int, ...], descr: object, fortran: bool, limits: Limits) -> Layout:
     """Return the layout, or refuse its type, rank or size; nothing has been allocated for it yet."""
-    if descr not in ("<f4", "<f8", ">f4", ">f8"):
+    if descr not in ("<f4", "<f8", ">f4", ">f8", "<f2", ">f2", "|b1"):
         kind = str(descr)[:40]
         never = " (objects are pickles, which are never read)" if "O" in kind else ""
         raise InvalidPoints(f"points have type {kind}{never}; {_type_fix(descr, len(shape))}")
@@ -595,9 +608,9 @@ def _checked_layout(shape: tuple[int, ...], descr: object, fortran: bool, limits
     if min(shape) < 1:
         raise InvalidPoints(f"points have shape {shape}; at least one row and one column are needed")
     layout = Layout(shape[0], shape[1], np.dtype(str(descr)), fortran and 1 not in shape)
-    if layout.data_bytes > limits.max_body_bytes:
+    if layout.canonical_bytes > limits.max_body_bytes:
         raise BodyTooLarge(
-            f"a ({layout.n}, {layout.d}) array of {layout.dtype.name} has {layout.data_bytes} bytes, "
+            f"a ({layout.n}, {layout.d}) array of {layout.canonical_dtype.name} has {layout.canonical_bytes} bytes, "
             f"the limit is {limits.max_body_bytes}"
         )
     if layout.n > limits.max_points:

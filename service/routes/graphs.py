@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 import numpy as np
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, WithJsonSchema
 
 from service.answers import (
     ARRAY_FORMATS,
@@ -29,6 +29,7 @@ from service.intake import check_query_between, check_wish_on, receive_model
 from service.prefix import link
 from service.problems import GraphFailed, GraphNotReady, UnknownArray, problem_type
 from service.routes.datasets import find_dataset, is_content_id
+from service.schemas import WISH
 from service.wire import InvalidParameter, choose_format, choose_sized_format
 from worker.query import QuerySpec, wish_from_json
 from worker.store import TERMINAL, ArrayInfo, GraphRecord, UnknownGraph
@@ -44,7 +45,7 @@ class GraphRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     dataset: str
-    spec: dict[str, Any]
+    spec: Annotated[dict[str, Any], WithJsonSchema(WISH)]
 
 
 class GraphBody(BaseModel):

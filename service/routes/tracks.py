@@ -12,7 +12,7 @@ from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from fastapi.sse import EventSourceResponse, ServerSentEvent
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 from redis.exceptions import RedisError
 from starlette.requests import ClientDisconnect
 
@@ -25,6 +25,7 @@ from service.prefix import link
 from service.problems import problem_type
 from service.routes.datasets import find_dataset
 from service.routes.graphs import granted_wait
+from service.schemas import GRAPH_SPEC, MOVED_METRIC, POLICY
 from service.waiting import wait_unless
 from service.wire import InvalidParameter
 from worker.tracks import (
@@ -49,8 +50,8 @@ class TrackRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     dataset: str
-    spec: dict[str, Any]
-    policy: dict[str, Any] = {}
+    spec: Annotated[dict[str, Any], WithJsonSchema(GRAPH_SPEC)]
+    policy: Annotated[dict[str, Any], WithJsonSchema(POLICY)] = {}
 
 
 class RefreshRequest(BaseModel):
@@ -62,7 +63,7 @@ class RefreshRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    metric: dict[str, Any] | None = None
+    metric: Annotated[dict[str, Any] | None, WithJsonSchema(MOVED_METRIC)] = None
     epoch: int | None = Field(default=None, ge=0, le=MAX_EPOCH)
     force: bool = False
 
@@ -113,7 +114,8 @@ class TrackBody(BaseModel):
 
 def _json_body(model: type[BaseModel], example: dict[str, Any]) -> dict[str, Any]:
     content = {"application/json": {"schema": model.model_json_schema(), "example": example}}
-    return {"requestBody": {"required": True, "content": content}}
+    required = any(field.is_required() for field in model.model_fields.values())
+    return {"requestBody": {"required": required, "content": content}}
 
 
 _METRIC = {"type": "residual", "kernel": "matern52", "lengthscale": [0.3, 0.3, 0.1], "variance": 1.0}

@@ -169,7 +169,7 @@ DICT = "{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}}}"
         (header(DICT.format(descr="'<f8'", shape="(True, 2)")), wire.MalformedArray, "shape"),
         (header(DICT.format(descr="'|O'", shape="(2, 2)")), InvalidPoints, "never read"),
         (header(DICT.format(descr="'<i8'", shape="(2, 2)")), InvalidPoints, "astype"),
-        (header(DICT.format(descr="'<f2'", shape="(2, 2)")), InvalidPoints, "astype"),
+        (header(DICT.format(descr="'<i2'", shape="(2, 2)")), InvalidPoints, "astype"),
         (
             header(DICT.format(descr="[('x', '<f8'), ('y', '<f4')]", shape="(2,)")),
             InvalidPoints,
