@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 import signal
 import subprocess
 import sys
@@ -13,8 +11,7 @@ import time
 import numpy as np
 import pytest
 
-import pcct_core as pc
-from pcct_client import AsyncClient, Client, NotFound, dataset_id
+from pcct_client import Client, NotFound
 
 pytestmark = pytest.mark.integration
 
@@ -91,53 +88,3 @@ def test_graphs_of_the_service_fit_other_libraries(start_up, tmp_path, points) -
         np.testing.assert_array_equal(vecchia.points, points)
         with pytest.raises(NotFound, match="dataset"):
             client.knn("0" * 64, k=5)
-
-
-FORKS = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-
-
-def own_points(seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).random((30, 2))
-
-
-def are_right(graphs: dict) -> bool:
-    """Return whether each graph, by the seed of its points, is the one that the library makes of them."""
-    for seed, graph in graphs.items():
-        expected = pc.knn_graph(own_points(seed), 3)
-        if graph.dataset != dataset_id(own_points(seed)) or not np.array_equal(graph.neighbors, expected.neighbors):
-            return False
-    return True
-
-
-@FORKS
-@pytest.mark.parametrize("kind", [Client, AsyncClient])
-def test_children_of_a_fork_ask_for_their_own_graphs_and_the_parent_for_others(start_up, tmp_path, kind) -> None:
-    def ask(client: Client | AsyncClient, seeds: range) -> dict:
-        if isinstance(client, Client):
-            return {seed: client.knn(own_points(seed), k=3) for seed in seeds}
-
-        async def ask_async() -> dict:
-            return dict(
-                zip(seeds, await asyncio.gather(*(client.knn(own_points(seed), k=3) for seed in seeds)), strict=True)
-            )
-
-        return asyncio.run(ask_async())
-
-    with start_up(tmp_path).wait_ready() as http:
-        url = str(http.base_url)
-    client = kind(url)
-    assert are_right(ask(client, range(2)))
-    children = []
-    for i in range(1, 5):
-        child = os.fork()
-        if child == 0:
-            status = 1
-            try:
-                status = 0 if are_right(ask(client, range(100 * i, 100 * i + 8))) else 2
-            finally:
-                os._exit(status)
-        children.append(child)
-    assert are_right(ask(client, range(1000, 1008)))
-    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0] * 4
-    if isinstance(client, Client):
-        client.close()
