@@ -69,6 +69,17 @@ def npy_body(X: Any, columns: Sequence[str] | None = None) -> NpyBody:
     return NpyBody(points, header.getvalue())
 
 
+def as_column(values: Any, name: str) -> NDArray[np.float64]:
+    """Return one number for every point as the service takes it: float64 (n, 1), a dataset of one column.
+
+    values: (n,) or (n, 1), anything that `as_array` takes. name: what messages call them. Raises InvalidArray for other shapes.
+    """
+    array = as_array(values)
+    if array.ndim != 1 and array.shape[1:] != (1,):
+        raise InvalidArray(f"{name} has shape {array.shape}; give one value for every point, as (n,)")
+    return array.reshape(-1, 1).astype(np.float64)
+
+
 def dataset_id(X: Any, columns: Sequence[str] | None = None) -> str:
     """Return the id that the service gives the points X: the SHA-256, in hex, of their canonical `.npy` bytes.
 

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from numpy.typing import NDArray
 
-from pcct_client.arrays import NpyBody, NpyReader, body_id, npy_body
+from pcct_client.arrays import NpyBody, NpyReader, as_column, body_id, npy_body
 from pcct_client.errors import (
     BadAnswer,
     BuildFailed,
@@ -249,6 +249,15 @@ def _bring(data: Any, deadline: Deadline, progress: Progress | None) -> Flow[tup
     return name, body.points
 
 
+def _bring_columns(spec: Mapping[str, Any], deadline: Deadline, progress: Progress | None) -> Flow[dict[str, Any]]:
+    """Return spec with the ids of its columns: an order of the caller's own is uploaded unless it is known."""
+    out = dict(spec)
+    if "order" in out and not isinstance(out["order"], str | Mapping | None):
+        column = yield Compute(lambda: as_column(spec["order"], "order"))
+        out["order"] = {"by": "given", "dataset": (yield from _bring(column, deadline, progress))[0]}
+    return out
+
+
 def graph(data: Any, spec: Mapping[str, Any], deadline: Deadline, progress: Progress | None = None) -> Flow[Graph]:
     """Get the graph that spec asks for on data: an array, which is uploaded first, or a dataset id."""
     return (yield from _twice(lambda: _graph(data, spec, deadline, progress)))
@@ -308,12 +317,13 @@ def _graph(
     """
     begun = time.perf_counter()
     dataset, points = yield from _bring(data, deadline, progress)
+    wanted = yield from _bring_columns(spec, deadline, progress)
     uploaded = time.perf_counter()
     try:
-        record = yield from ready_record(dataset, spec, deadline, progress)
+        record = yield from ready_record(dataset, wanted, deadline, progress)
     except (NotFound, BuildFailed) as error:
         # A worker finds points that were deleted since, or damaged in the store: to be brought again like any others.
-        can_bring = can_bring or points is not None
+        can_bring = can_bring or points is not None or any(wanted[name] is not spec[name] for name in wanted)
         lost = ("unknown-dataset", "unknown-graph") if can_bring else ("unknown-graph",)
         if kind_of(error) not in lost:
             raise
@@ -466,10 +476,11 @@ def create_track(
     dataset: str, spec: Mapping[str, Any], policy: Mapping[str, Any], deadline: Deadline, wait_s: float = 0.0
 ) -> Flow[dict[str, Any]]:
     """Have the service follow a spec, its first version scheduled; returns the track's description."""
-    document = {"dataset": dataset, "spec": spec, "policy": policy}
+    wanted = yield from _bring_columns(spec, deadline, None)
+    document = {"dataset": dataset, "spec": wanted, "policy": policy}
     reply: Reply = yield Call("POST", "v1/tracks", deadline, document=document, wait_s=wait_s, subject="the track")
     track = _track_described(accepted(reply))
-    _check_answers("track", track, dataset, _plain_spec(spec))
+    _check_answers("track", track, dataset, _plain_spec(wanted))
     return track
 
 

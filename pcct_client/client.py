@@ -195,7 +195,7 @@ class Client(_Portable):
         self,
         data: Any,
         k: int = 30,
-        order: str = "maximin",
+        order: Any = "maximin",
         metric: Any = "euclidean",
         *,
         seed: int = 0,
@@ -203,7 +203,10 @@ class Client(_Portable):
         progress: ProgressOption = None,
         columns: Sequence[str] | None = None,
     ) -> Graph:
-        """Return the exact Vecchia graph: row r lists the k nearest among ranks 0 … r-1; arguments as in `graph`."""
+        """Return the exact Vecchia graph: row r lists the k nearest among ranks 0 … r-1; arguments as in `graph`.
+
+        order: a name, or an order of your own, an array (n,) with the row of each rank, which is uploaded as points are.
+        """
         fields = {"kind": "vecchia", "k": k, "order": order, "metric": metric, "seed": seed}
         return self.graph(data, fields, timeout=timeout, progress=progress, columns=columns)
 
@@ -240,7 +243,7 @@ class Client(_Portable):
         variance: Any = None,
         inducing: Any = 512,
         *,
-        order: str = "maximin",
+        order: Any = "maximin",
         kind: str = "vecchia",
         seed: int = 0,
         accuracy: Any = None,
@@ -431,7 +434,7 @@ class AsyncClient(_Portable):
         self,
         data: Any,
         k: int = 30,
-        order: str = "maximin",
+        order: Any = "maximin",
         metric: Any = "euclidean",
         *,
         seed: int = 0,
@@ -470,7 +473,7 @@ class AsyncClient(_Portable):
         variance: Any = None,
         inducing: Any = 512,
         *,
-        order: str = "maximin",
+        order: Any = "maximin",
         kind: str = "vecchia",
         seed: int = 0,
         accuracy: Any = None,

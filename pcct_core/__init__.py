@@ -5,6 +5,7 @@ Arrays come in, graphs go out. The map, each module using only those before it:
 errors        every named error
 arrays        real numbers from what callers give, and what to do about what holds none
 files         files that appear whole; the folder where compiled code is kept
+columns       a value for every point beside its coordinates: an order of the caller's own
 spec          what graph is wanted, and its canonical form
 points        the door: validation of points, embedding of metrics into Euclidean space
 telemetry     times and counts of one build

@@ -16,13 +16,13 @@ from pcct_core.certificate import Certificate
 from pcct_core.errors import FileFormatError, InvalidPoints, InvalidSpec
 from pcct_core.files import write_arrays
 from pcct_core.gate import Found, scan_gated
-from pcct_core.nearest import RadiusNeighbors, find_within, search_points
+from pcct_core.nearest import RadiusNeighbors, find_within, same_arrays, search_points
 from pcct_core.parallel import CancelToken, Crew, Progress
 from pcct_core.points import as_points, check_metric, check_shape, distances_out, embed
 from pcct_core.residual import Factors, Screen, choose_inducing, make_factors, make_screen, tolerance_of
 from pcct_core.search import Queries, order_queries
 from pcct_core.simd import LANES
-from pcct_core.spec import MAX_PAIRS, GraphSpec, Haversine, Metric, Residual, metric_from_json, read_radius
+from pcct_core.spec import MAX_PAIRS, GraphSpec, Haversine, Metric, Residual, read_k, read_metric, read_radius
 from pcct_core.telemetry import Telemetry
 from pcct_core.topk import NO_ID
 
@@ -36,6 +36,15 @@ class Neighbors(NamedTuple):
 
     neighbors: NDArray[np.int32]
     distances: NDArray[Any]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Neighbors) and same_arrays(tuple(self), tuple(other))
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash((self.neighbors.shape, self.neighbors.tobytes()))
 
 
 class _Process(NamedTuple):
@@ -62,7 +71,7 @@ class CoverTree:
     def fit(
         cls,
         X: Any,
-        metric: Metric | str = "euclidean",
+        metric: Any = "euclidean",
         *,
         progress: Progress | None = None,
         cancel: CancelToken | None = None,
@@ -70,7 +79,7 @@ class CoverTree:
     ) -> CoverTree:
         """Build the tree of X, (n, d) real numbers with n ≥ 1; arguments and errors as in `build_graph`."""
         points = as_points(X)
-        metric = metric_from_json(metric) if isinstance(metric, str) else metric
+        metric = read_metric(metric)
         if isinstance(metric, Residual) and metric.factors is not None:
             raise InvalidSpec("given factors say nothing about new points; give inducing points instead", "metric")
         check_shape(max(2, points.shape[0]), points.shape[1], GraphSpec(k=1, metric=metric))
@@ -119,16 +128,15 @@ class CoverTree:
         threads: int | None = None,
     ) -> tuple[Neighbors, Certificate]:
         """Return what `query` does, and the certificate that says how it was found."""
-        if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= self.n:
-            raise InvalidSpec(f"k is {k!r}; this tree of {self.n} points can give 1 ≤ k ≤ {self.n}", "k")
+        k = read_k(k, self.n)
         points = self._embedded_queries(Q)
         m = points.shape[0]
-        neighbors = np.empty((m, int(k)), np.int32)
-        distances = np.empty((m, int(k)), points.dtype)
+        neighbors = np.empty((m, k), np.int32)
+        distances = np.empty((m, k), points.dtype)
         tolerance = None
         with Crew(threads, progress, cancel) as crew:
             if self._process is None:
-                method = search_points(self._tree, _external(points, crew), int(k), neighbors, distances, crew)
+                method = search_points(self._tree, _external(points, crew), k, neighbors, distances, crew)
             else:
                 asked = self._scan(self._process, points, neighbors, distances, crew)
                 method, tolerance = "dense", tolerance_of(self._process.factors, asked)
@@ -291,7 +299,7 @@ def _digest(tree: Tree) -> str:
 def _restore(header: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> CoverTree:
     """Return the tree of a file; nothing in it is trusted that a kernel would follow out of bounds."""
     n, dtype = int(header["n"]), arrays["coords"].dtype
-    metric = metric_from_json(header["metric"])
+    metric = read_metric(header["metric"])
     buckets = (n + LANES - 1) // LANES
     if n < 1 or dtype not in (np.float32, np.float64) or len(arrays["coords"]) % (buckets * LANES):
         raise ValueError("shape")

@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from pcct_core.certificate import Certificate
 from pcct_core.draws import seed_draws
 from pcct_core.errors import InvalidInput, InvalidSpec
 from pcct_core.files import write_arrays
 from pcct_core.lookup import GateLookup
-from pcct_core.nearest import find_neighbors, find_predecessors, find_radius
+from pcct_core.nearest import find_neighbors, find_predecessors, find_radius, same_arrays
 from pcct_core.order import order_points
 from pcct_core.parallel import CancelToken, Crew, Progress
 from pcct_core.points import Points, as_points, check_request, distances_out, embed
-from pcct_core.spec import MAX_PAIRS, Accuracy, Gate, GraphSpec, Haversine, Metric, Order, Residual, metric_from_json
+from pcct_core.spec import MAX_PAIRS, Gate, GraphSpec, Haversine, Metric, Residual, read_k
 from pcct_core.telemetry import Telemetry
 from pcct_core.vif import find_residual
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Graph:
     """A neighbor graph and what is known about it.
+
+    Two graphs are equal when specification, certificate and all arrays are, bit for bit: types, ties and order too. How long
+    each took, and the lookups, do not count.
 
     neighbors: int32 (n, k), ascending by (distance, index); -1 where there is none.
     distances: float32 or float64 (n, k), in the metric's unit; inf where there is no neighbor.
@@ -41,16 +46,31 @@ class Graph:
     order: NDArray[np.int64] | None
     spec: GraphSpec
     certificate: Certificate
-    telemetry: Telemetry = field(compare=False)
-    lookup: GateLookup | None = field(default=None, compare=False)
+    telemetry: Telemetry
+    lookup: GateLookup | None = None
     offsets: NDArray[np.int64] | None = None
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Graph):
+            return NotImplemented
+        known = self.spec == other.spec and self.certificate == other.certificate
+        return known and same_arrays(tuple(self.arrays().items()), tuple(other.arrays().items()))
+
+    def __hash__(self) -> int:
+        return hash((self.spec, self.neighbors.shape, self.neighbors[:1].tobytes()))
+
+    @property
+    def n(self) -> int:
+        """How many rows the graph has."""
+        return len(self.neighbors if self.offsets is None else self.offsets[1:])
 
     def sliced(self, k: int) -> Graph:
         """Return the graph of the k nearest, 1 ≤ k ≤ the k of this graph: the same as building it with that k."""
         if self.offsets is not None:
             raise InvalidSpec("a radius graph has as many neighbors per row as lie within its radius; it has no k", "k")
-        if not 1 <= k <= self.spec.k:
-            raise InvalidSpec(f"k is {k}; this graph can be sliced to 1 ≤ k ≤ {self.spec.k}", "k")
+        k = read_k(k, self.spec.k)
+        if self.neighbors.shape[1] != self.spec.k:
+            raise InvalidSpec("every point is its own neighbor here; slice the graph before with_self()", "k")
         return replace(
             self,
             neighbors=np.ascontiguousarray(self.neighbors[:, :k]),
@@ -73,6 +93,39 @@ class Graph:
         distances[self.order] = self.distances
         return replace(self, neighbors=neighbors, distances=distances, order=None)
 
+    def with_self(self) -> Graph:
+        """Return the graph with every point as its own first neighbor, at distance 0, before duplicates of it too."""
+        itself = np.arange(self.n, dtype=np.int32)
+        if self.offsets is None:
+            neighbors = np.column_stack((itself, self.neighbors))
+            return replace(self, neighbors=neighbors, distances=np.insert(self.distances, 0, 0.0, axis=1))
+        starts = self.offsets[:-1]
+        return replace(
+            self,
+            neighbors=np.insert(self.neighbors, starts, itself),
+            distances=np.insert(self.distances, starts, 0.0),
+            offsets=self.offsets + np.arange(self.n + 1),
+        )
+
+    def to_sparse(self, mode: Literal["distance", "connectivity"] = "distance") -> csr_array:
+        """Return a SciPy matrix (n, n) in compressed rows: the distances, or ones for "connectivity"; entries by column.
+
+        Rows and columns are what the rows and entries of `neighbors` are: ranks in a Vecchia graph. Distances of 0 are stored
+        entries; a row without neighbors is empty. Raises InvalidInput for another mode.
+        """
+        if mode not in ("distance", "connectivity"):
+            raise InvalidInput(f"mode is {mode!r}; use 'distance' or 'connectivity'")
+        neighbors, distances, offsets = self.neighbors, self.distances, self.offsets
+        if offsets is None:
+            there = neighbors >= 0
+            offsets = np.concatenate(([0], np.cumsum(there.sum(axis=1))))
+            neighbors, distances = neighbors[there], distances[there]
+        values = distances.copy() if mode == "distance" else np.ones(len(neighbors), distances.dtype)
+        # Sorting works in place: without a copy it would reorder arrays of the graph.
+        matrix = csr_array((values, neighbors.copy(), offsets.copy()), shape=(self.n, self.n))
+        matrix.sort_indices()
+        return matrix
+
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Return the arrays by name: neighbors, distances, and order or offsets when there are any."""
         out: dict[str, NDArray[Any]] = {"neighbors": self.neighbors, "distances": self.distances}
@@ -92,7 +145,7 @@ class Graph:
 
 def build_graph(
     X: Any,
-    spec: GraphSpec,
+    spec: GraphSpec | Mapping[str, Any],
     *,
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
@@ -105,6 +158,7 @@ def build_graph(
     """Build the graph that spec asks for on the points X.
 
     X:        (n, d) real numbers; float32 stays float32, everything else is computed in float64.
+    spec:     a `GraphSpec`, or its JSON form, such as {"kind": "vecchia", "k": 30}.
     progress: called as progress(phase, done, total) at least every 100 ms or so, from the calling thread.
     cancel:   checked as often; once set, the build stops and raises Cancelled.
     threads:  number of worker threads, None for one per core.
@@ -119,6 +173,7 @@ def build_graph(
               bytes.
     Raises InvalidPoints or InvalidSpec for input that cannot be used, TooManyPairs, NotPositiveDefinite, Cancelled.
     """
+    spec = spec if isinstance(spec, GraphSpec) else GraphSpec.from_mapping(spec)
     points = as_points(X)
     check_request(points, spec)
     telemetry = Telemetry()
@@ -155,27 +210,27 @@ def build_graph(
 def knn_graph(
     X: Any,
     k: int = 30,
-    metric: Metric | str = "euclidean",
+    metric: Any = "euclidean",
     *,
-    accuracy: Accuracy | Literal["exact"] | float | None = None,
+    accuracy: Any = None,
     gate: Gate = "auto",
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
     threads: int | None = None,
 ) -> Graph:
     """Return the k-nearest-neighbor graph of X, each point itself excluded; arguments as in `GraphSpec` and `build_graph`."""
-    spec = GraphSpec(kind="knn", k=k, metric=_metric(metric), accuracy=accuracy, gate=gate)
+    spec = GraphSpec(kind="knn", k=k, metric=metric, accuracy=accuracy, gate=gate)
     return build_graph(X, spec, progress=progress, cancel=cancel, threads=threads)
 
 
 def vecchia_graph(
     X: Any,
     k: int = 30,
-    order: Order = "maximin",
-    metric: Metric | str = "euclidean",
+    order: Any = "maximin",
+    metric: Any = "euclidean",
     *,
     seed: int = 0,
-    accuracy: Accuracy | Literal["exact"] | float | None = None,
+    accuracy: Any = None,
     gate: Gate = "auto",
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
@@ -185,14 +240,14 @@ def vecchia_graph(
 
     Arguments as in `GraphSpec` and `build_graph`.
     """
-    spec = GraphSpec(kind="vecchia", k=k, metric=_metric(metric), order=order, seed=seed, accuracy=accuracy, gate=gate)
+    spec = GraphSpec(kind="vecchia", k=k, metric=metric, order=order, seed=seed, accuracy=accuracy, gate=gate)
     return build_graph(X, spec, progress=progress, cancel=cancel, threads=threads)
 
 
 def radius_graph(
     X: Any,
     radius: float,
-    metric: Metric | str = "euclidean",
+    metric: Any = "euclidean",
     *,
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
@@ -203,7 +258,7 @@ def radius_graph(
 
     Arguments as in `GraphSpec` and `build_graph`.
     """
-    spec = GraphSpec(kind="radius", radius=radius, metric=_metric(metric))
+    spec = GraphSpec(kind="radius", radius=radius, metric=metric)
     return build_graph(X, spec, progress=progress, cancel=cancel, threads=threads, max_pairs=max_pairs)
 
 
@@ -213,6 +268,12 @@ def _followed(
     """Return the neighbors of the previous graph; raises InvalidInput for one with other rows or fewer neighbors."""
     if previous is None:
         return None
+    if not isinstance(previous, Graph):
+        raise InvalidInput(f"previous is a {type(previous).__name__}; give an earlier graph of these points, or none")
+    if previous.neighbors.shape[-1] != previous.spec.k:
+        raise InvalidInput(
+            "every point is its own neighbor in the previous graph; give it as it was before with_self()"
+        )
     if (previous.spec.kind, previous.spec.k >= spec.k) != (spec.kind, True):
         raise InvalidInput(
             f"the previous graph is {previous.spec.kind} with k = {previous.spec.k}, this one {spec.kind} with k = {spec.k}; "
@@ -235,7 +296,3 @@ def _embed(points: Points, metric: Metric, crew: Crew) -> Points:
 
     crew.run("", len(points), embed_some, grain=8192)
     return embedded
-
-
-def _metric(metric: Metric | str) -> Metric:
-    return metric_from_json(metric) if isinstance(metric, str) else metric

@@ -132,6 +132,15 @@ def boxes_separate(tree: Tree, queries: Queries, k: int, neighbors: NDArray[np.i
     return bool(share < 0.4 + 5.0 / tree.d)
 
 
+def same_arrays(one: Any, other: Any) -> bool:
+    """Return True when two tuples hold the same, arrays in them of one type and shape, value by value."""
+    if isinstance(one, tuple) and isinstance(other, tuple):
+        return len(one) == len(other) and all(map(same_arrays, one, other))
+    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
+        return one.dtype == other.dtype and np.array_equal(one, other)
+    return type(one) is type(other) and bool(one == other)
+
+
 class RadiusNeighbors(NamedTuple):
     """All points within a radius of each query, row behind row.
 
@@ -142,6 +151,15 @@ class RadiusNeighbors(NamedTuple):
     offsets: NDArray[np.int64]
     neighbors: NDArray[np.int32]
     distances: NDArray[Any]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RadiusNeighbors) and same_arrays(tuple(self), tuple(other))
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash((self.offsets.shape, self.neighbors.tobytes()))
 
 
 def find_radius(

@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pcct_core.build import build_tree
+from pcct_core.columns import read_order
 from pcct_core.jit import entry, inner
 from pcct_core.parallel import Crew
 from pcct_core.simd import LANES, scan_bucket
-from pcct_core.spec import Order
+from pcct_core.spec import Order, Stored
 from pcct_core.topk import NO_ID
 
 _HILBERT_WORD_BITS = 63
@@ -21,13 +22,16 @@ _STEP_S = 0.02  # aim of one stretch of maximin steps between two reports
 
 
 def order_points(
-    points: NDArray[Any], embedded: NDArray[Any], order: Order, seed: int, crew: Crew
+    points: NDArray[Any], embedded: NDArray[Any], order: Order | Stored, seed: int, crew: Crew
 ) -> NDArray[np.int64]:
     """Return the order, int64 (n,).
 
     points: (n, d) as given, which "coordinate" sorts by. embedded: T (n, e), where "maximin" and "hilbert" measure.
-    seed: of "random" (NumPy's PCG64). Ties go to the lower index in every order.
+    order: its name, or a stored one of the caller's own. seed: of "random" (NumPy's PCG64). Ties go to the lower index in
+    every order. Raises InvalidSpec for a stored order that is none of these points.
     """
+    if isinstance(order, Stored):
+        return read_order(order, points.shape[0])
     if order == "maximin":
         return maximin_order(embedded, crew)[0]
     if order == "hilbert":
@@ -36,6 +40,7 @@ def order_points(
         return np.random.default_rng(seed).permutation(points.shape[0]).astype(np.int64)
     if order == "coordinate":
         return sort_keys(list(points.T), crew)
+    assert order == "given"  # noqa: S101  (the specification takes no other)
     return np.arange(points.shape[0], dtype=np.int64)
 
 

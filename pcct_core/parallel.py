@@ -7,6 +7,7 @@ Numba's own layers fail at least one of the three (workqueue the first, OpenMP t
 
 from __future__ import annotations
 
+import operator
 import os
 import threading
 import time
@@ -14,7 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol, TypeAlias
+from typing import Protocol, SupportsIndex, TypeAlias, cast
 
 from pcct_core.errors import Cancelled, InvalidInput
 
@@ -32,6 +33,16 @@ class CancelToken(Protocol):
         ...
 
 
+def _read_threads(threads: object) -> int:
+    try:
+        number = 0 if isinstance(threads, bool) else operator.index(cast(SupportsIndex, threads))
+    except TypeError:
+        number = 0
+    if number < 1:
+        raise InvalidInput(f"threads is {threads!r}; use a whole number of at least 1, or None for one per core")
+    return number
+
+
 class Crew:
     """The threads of one build, its progress callback and its cancel token; used as a context manager.
 
@@ -43,9 +54,7 @@ class Crew:
     def __init__(
         self, threads: int | None = None, progress: Progress | None = None, cancel: CancelToken | None = None
     ) -> None:
-        if threads is not None and threads < 1:
-            raise InvalidInput(f"threads is {threads}; use at least 1, or None for one per core")
-        self.threads = len(os.sched_getaffinity(0)) if threads is None else threads
+        self.threads = len(os.sched_getaffinity(0)) if threads is None else _read_threads(threads)
         self.progress = progress
         self.cancel = cancel
         self._pool: ThreadPoolExecutor | None = None

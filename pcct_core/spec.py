@@ -6,6 +6,7 @@ Nothing here imports Numba: the HTTP process reads specifications without paying
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 import operator
@@ -32,6 +33,7 @@ MAX_PAIRS = 1 << 30  # of a radius graph, unless told otherwise: 12 GiB of neigh
 MAX_SEED = 2**63 - 1
 MAX_COUNT = 2**31 - 1
 _SHA256 = re.compile("[0-9a-f]{64}")
+_LONGEST_SHOWN = 60
 
 
 @dataclass(frozen=True)
@@ -136,11 +138,7 @@ class Inducing:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "count", _whole(self.count, 1, MAX_COUNT, "metric.inducing.count"))
-        if self.method not in INDUCING_METHODS:
-            raise InvalidSpec(
-                f"inducing method is {self.method!r}; use one of {', '.join(INDUCING_METHODS)}",
-                "metric.inducing.method",
-            )
+        _check_choice(self.method, INDUCING_METHODS, "inducing method", "metric.inducing.method")
         object.__setattr__(self, "seed", _whole(self.seed, 0, MAX_SEED, "metric.inducing.seed"))
 
     def to_json(self) -> dict[str, Any]:
@@ -160,15 +158,15 @@ class Stored:
 
     def __post_init__(self) -> None:
         if not isinstance(self.id, str) or not _SHA256.fullmatch(self.id):
-            raise InvalidSpec(f"{self.id!r} is not a dataset id; it has 64 hexadecimal digits", "metric")
+            raise InvalidSpec(f"{_shown(self.id)} is not a dataset id; it has 64 hexadecimal digits", "metric")
 
 
 @dataclass(frozen=True)
 class Residual:
     """The residual correlation of a VIF model: distance sqrt(1 - |rho|) of what inducing points leave unexplained.
 
-    kernel:   RBF, Matern12, Matern32 or Matern52.
-    inducing: a number of inducing points, an `Inducing`, an array (m, d) of them, or a `Stored` one.
+    kernel:   RBF, Matern12, Matern32 or Matern52; or one's name, or its JSON, such as {"type": "rbf", "lengthscale": 0.3}.
+    inducing: a number of inducing points, an `Inducing` or its JSON, an array (m, d) of them, or a `Stored` one.
     jitter:   added to the diagonal of their kernel matrix, in units of the variance; ≥ 0.
     floor:    least residual variance, in units of the variance; > 0.
     factors:  (V, p) instead of inducing points: see `from_factors`.
@@ -181,31 +179,17 @@ class Residual:
     factors: tuple[Stored, Stored] | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.kernel, Kernel):
-            raise InvalidSpec(
-                f"kernel is {self.kernel!r}; use pcct_core.Matern52(...) or another kernel", "metric.kernel"
-            )
-        if self.factors is None and not isinstance(self.inducing, Inducing | Stored):
-            given: Any = self.inducing
-            if isinstance(given, int) and not isinstance(given, bool):
-                object.__setattr__(self, "inducing", Inducing(given))
-            elif hasattr(given, "shape"):
-                object.__setattr__(self, "inducing", stored_array(given, "metric.inducing"))
-            else:
-                raise InvalidSpec(
-                    f"inducing is {given!r}; use a number, an Inducing, or an array (m, d)", "metric.inducing"
-                )
-        if (
-            isinstance(self.jitter, bool)
-            or not isinstance(self.jitter, int | float)
-            or not 0.0 <= self.jitter < math.inf
-        ):
-            raise InvalidSpec(f"jitter is {self.jitter!r}; use a number of at least 0", "metric.jitter")
-        object.__setattr__(self, "jitter", float(self.jitter))
+        object.__setattr__(self, "kernel", read_kernel(self.kernel))
+        if self.factors is None:
+            object.__setattr__(self, "inducing", _read_inducing(self.inducing))
+        jitter = _real(self.jitter)
+        if jitter is None or not 0.0 <= jitter < math.inf:
+            raise InvalidSpec(f"jitter is {_shown(self.jitter)}; use a number of at least 0", "metric.jitter")
+        object.__setattr__(self, "jitter", jitter)
         object.__setattr__(self, "floor", _positive(self.floor, "floor"))
 
     @classmethod
-    def from_factors(cls, V: Any, p: Any, kernel: Kernel) -> Residual:
+    def from_factors(cls, V: Any, p: Any, kernel: Any) -> Residual:
         """Use given factors: V (n, m), rows of the explained part, and p (n,), residual variances > 0, both float64."""
         return cls(kernel, inducing=None, factors=(stored_array(V, "metric.v"), stored_array(p, "metric.p")))
 
@@ -238,10 +222,11 @@ class Accuracy:
 
     def __post_init__(self) -> None:
         for name in ("recall", "confidence"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 < value < 1.0:
-                raise InvalidSpec(f"{name} is {value!r}; use a number above 0 and below 1", f"accuracy.{name}")
-            object.__setattr__(self, name, float(value))
+            value = _real(getattr(self, name))
+            if value is None or not 0.0 < value < 1.0:
+                said = _shown(getattr(self, name))
+                raise InvalidSpec(f"{name} is {said}; use a number above 0 and below 1", f"accuracy.{name}")
+            object.__setattr__(self, name, value)
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form."""
@@ -255,8 +240,9 @@ class GraphSpec:
     kind:     "knn" (each row lists its k nearest other points), "vecchia" (the k nearest among earlier ranks) or "radius"
               (all other points within a radius).
     k:        neighbors per row, 1 ≤ k < n; 0 in the specification of a radius graph, which takes none.
-    metric:   `Euclidean`, `Haversine`, `Cosine` or `Residual`.
-    order:    Vecchia only: "maximin", "hilbert", "random", "coordinate" or "given" (the rows as they come).
+    metric:   `Euclidean`, `Haversine`, `Cosine` or `Residual`; or its name or JSON, which become one.
+    order:    Vecchia only: "maximin", "hilbert", "random", "coordinate" or "given" (the rows as they come); or an order of your
+              own, an array (n,) that holds the row of each rank, which becomes a `Stored` one.
     seed:     seeds the random order; no other order reads it.
     accuracy: "exact", or for the residual metric an `Accuracy` (or its recall alone), which is its default; graphs under
               the other metrics are always exact.
@@ -267,26 +253,24 @@ class GraphSpec:
     kind: Kind = "knn"
     k: int = DEFAULT_K
     metric: Metric = field(default_factory=Euclidean)
-    order: Order = "maximin"
+    order: Order | Stored = "maximin"
     seed: int = 0
     accuracy: Accuracy | Literal["exact"] | float | None = None
     gate: Gate = "auto"
     radius: float | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise InvalidSpec(f"kind is {self.kind!r}; use one of {', '.join(KINDS)}", "kind")
+        _check_choice(self.kind, KINDS, "kind", "kind")
+        object.__setattr__(self, "metric", read_metric(self.metric))
         if self.kind == "radius":
             self._check_radius()
         elif self.radius is not None:
             raise InvalidSpec(f"a {self.kind} graph has no radius; leave it out, or use the kind 'radius'", "radius")
         else:
             object.__setattr__(self, "k", _whole(self.k, 1, MAX_COUNT, "k"))
-        if self.order not in ORDERS:
-            raise InvalidSpec(f"order is {self.order!r}; use one of {', '.join(ORDERS)}", "order")
+        object.__setattr__(self, "order", _read_order(self.order))
         object.__setattr__(self, "seed", _whole(self.seed, 0, MAX_SEED, "seed"))
-        if self.gate not in GATES:
-            raise InvalidSpec(f"gate is {self.gate!r}; use one of {', '.join(GATES)}", "gate")
+        _check_choice(self.gate, GATES, "gate", "gate")
         if self.gate != "auto" and not isinstance(self.metric, Residual):
             raise InvalidSpec("only the residual metric has a gate; leave it out", "gate")
         object.__setattr__(self, "accuracy", self._accuracy())
@@ -305,24 +289,44 @@ class GraphSpec:
 
     def _accuracy(self) -> Accuracy | Literal["exact"]:
         wanted: Any = self.accuracy
+        if isinstance(wanted, str) and wanted == "exact":
+            return "exact"
         if not isinstance(self.metric, Residual):
-            if wanted is None or wanted == "exact":
+            if wanted is None:
                 return "exact"
             raise InvalidSpec(
-                f"accuracy is {wanted!r}; graphs under this metric are always exact: leave it out or use 'exact'",
+                f"accuracy is {_shown(wanted)}; graphs under this metric are always exact: leave it out or use 'exact'",
                 "accuracy",
             )
-        if wanted == "exact" or isinstance(wanted, Accuracy):
-            return "exact" if wanted == "exact" else wanted
         if wanted is None:
             return Accuracy()
-        if isinstance(wanted, float):
-            return Accuracy(recall=wanted)
-        raise InvalidSpec(f"accuracy is {wanted!r}; use 'exact', or a recall such as 0.999", "accuracy")
+        if isinstance(wanted, Accuracy):
+            return wanted
+        if isinstance(wanted, Mapping):
+            _refuse_unknown(wanted, {"recall", "confidence"}, "accuracy.")
+            return Accuracy(**wanted)
+        if isinstance(wanted, str) or _real(wanted) is None or isinstance(_plain(wanted), int):
+            raise InvalidSpec(f"accuracy is {_shown(wanted)}; use 'exact', or a recall such as 0.999", "accuracy")
+        return Accuracy(recall=wanted)
 
     @classmethod
     def from_json(cls, data: object) -> GraphSpec:
         """Read a specification from parsed JSON.
+
+        Raises InvalidSpec when a field is unknown, of the wrong type, or out of range, or holds an array in place of the id
+        of a dataset.
+        """
+        spec = cls.from_mapping(data)
+        for name, stored in spec._stored().items():
+            if stored.array is not None:
+                raise InvalidSpec(
+                    f"{name} is a list of numbers; upload it as a dataset and name that: {{'dataset': id}}", name
+                )
+        return spec
+
+    @classmethod
+    def from_mapping(cls, data: object) -> GraphSpec:
+        """Read a specification from a dictionary in its JSON form, whose values may also be what `GraphSpec` takes itself.
 
         Raises InvalidSpec when a field is unknown, of the wrong type, or out of range.
         """
@@ -330,14 +334,11 @@ class GraphSpec:
             raise InvalidSpec("the specification must be a JSON object such as {'kind': 'knn', 'k': 30}", "spec")
         known = {"kind", "k", "radius", "metric", "order", "seed", "accuracy", "gate"}
         _refuse_unknown(data, known, "")
-        if data.get("kind") == "radius" and "k" in data:
+        if isinstance(data.get("kind"), str) and data["kind"] == "radius" and "k" in data:
             raise InvalidSpec("a radius graph lists all points within its radius; leave out k", "k")
-        fields = {name: data[name] for name in known if name in data and name not in ("metric", "accuracy")}
-        if "metric" in data:
-            fields["metric"] = metric_from_json(data["metric"])
-        if "accuracy" in data:
-            fields["accuracy"] = _accuracy_from_json(data["accuracy"])
-        return cls(**fields)
+        if "accuracy" in data and data["accuracy"] is None:
+            raise InvalidSpec("accuracy is null; leave it out, or use 'exact' or a recall such as 0.999", "accuracy")
+        return cls(**{name: data[name] for name in known if name in data})
 
     def to_json(self) -> dict[str, Any]:
         """Return the normal form: every field that the graph depends on, and no other."""
@@ -347,8 +348,9 @@ class GraphSpec:
         else:
             out["k"] = self.k
         if self.kind == "vecchia":
-            out["order"] = self.order
-            if self.order == "random":
+            given = isinstance(self.order, Stored)
+            out["order"] = {"by": "given", "dataset": self.order.id} if isinstance(self.order, Stored) else self.order
+            if not given and self.order == "random":
                 out["seed"] = self.seed
         if isinstance(self.accuracy, Accuracy):
             out["accuracy"] = self.accuracy.to_json()
@@ -359,41 +361,110 @@ class GraphSpec:
 
     def references(self) -> tuple[str, ...]:
         """Return the ids of the datasets that the specification names beside the points."""
-        return tuple(stored.id for stored in _stored_in(self.metric))
+        return tuple(stored.id for stored in self._stored().values())
+
+    def _stored(self) -> dict[str, Stored]:
+        """Return the arrays that the specification names by content, by field."""
+        return stored_in(self.metric) | self.columns()
+
+    def columns(self) -> dict[str, Stored]:
+        """Return the stored arrays of one value a row, by field."""
+        order = self.order if self.kind == "vecchia" else None
+        return {"order": order} if isinstance(order, Stored) else {}
 
     def with_arrays(self, arrays: Mapping[str, Any]) -> GraphSpec:
         """Return the specification with the arrays of its references at hand; arrays: by id, one for each."""
-        metric = self.metric
-        if not isinstance(metric, Residual) or not _stored_in(metric):
-            return self
-        if metric.factors is not None:
-            v, p = (Stored(stored.id, arrays[stored.id]) for stored in metric.factors)
-            return replace(self, metric=replace(metric, factors=(v, p)))
-        (inducing,) = _stored_in(metric)
-        return replace(self, metric=replace(metric, inducing=Stored(inducing.id, arrays[inducing.id])))
+        metric, order = metric_with_arrays(self.metric, arrays), self.order
+        if isinstance(order, Stored) and order.id in arrays:
+            order = Stored(order.id, arrays[order.id])
+        return replace(self, metric=metric, order=order)
 
     def canonical(self) -> bytes:
         """Return the normal form as sorted, compact JSON: same graph wanted, same bytes."""
         return json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
-def _stored_in(metric: Metric) -> tuple[Stored, ...]:
-    if not isinstance(metric, Residual):
-        return ()
+def metric_references(metric: Metric) -> tuple[str, ...]:
+    """Return the ids of the datasets that a metric names."""
+    return tuple(stored.id for stored in stored_in(metric).values())
+
+
+def metric_with_arrays(metric: Metric, arrays: Mapping[str, Any]) -> Metric:
+    """Return a metric with the arrays of its references at hand; arrays: by id, one for each."""
+    if not isinstance(metric, Residual) or not stored_in(metric):
+        return metric
     if metric.factors is not None:
-        return metric.factors
-    return (metric.inducing,) if isinstance(metric.inducing, Stored) else ()
+        v, p = (Stored(stored.id, arrays[stored.id]) for stored in metric.factors)
+        return replace(metric, factors=(v, p))
+    (inducing,) = stored_in(metric).values()
+    return replace(metric, inducing=Stored(inducing.id, arrays[inducing.id]))
 
 
-def metric_from_json(data: object) -> Metric:
-    """Read a metric from its JSON form, an object with a `type`, or from the bare type name.
+def stored_in(metric: Metric) -> dict[str, Stored]:
+    """Return the arrays that a metric names by content, by field."""
+    if not isinstance(metric, Residual):
+        return {}
+    if metric.factors is not None:
+        return {"metric.v": metric.factors[0], "metric.p": metric.factors[1]}
+    return {"metric.inducing": metric.inducing} if isinstance(metric.inducing, Stored) else {}
 
-    Raises InvalidSpec when the type is unknown or a parameter is wrong.
+
+# Names of other libraries, and what asks for the same here; compared in lower case, without what is no letter or digit.
+_OTHER_METRICS = {
+    **dict.fromkeys(("l2", "l2norm", "euclid", "minkowski", "p2", "2norm"), "use 'euclidean'"),
+    **dict.fromkeys(
+        ("sqeuclidean", "squaredeuclidean", "l2sq", "l2squared"),
+        "use 'euclidean', which has the same neighbors, and square its distances",
+    ),
+    **dict.fromkeys(
+        ("seuclidean", "standardizedeuclidean"), "use 'euclidean' with the standard deviations as lengthscale"
+    ),
+    "mahalanobis": "use 'euclidean' on X @ np.linalg.cholesky(VI), VI the inverse covariance",
+    **dict.fromkeys(
+        ("greatcircle", "geodesic", "vincenty", "gcd", "sphere", "spherical", "geo", "lonlat", "latlon"),
+        "use 'haversine', on (longitude, latitude) in degrees",
+    ),
+    **dict.fromkeys(("cos", "angular", "cosinesimilarity", "cosinedistance"), "use 'cosine'"),
+    **dict.fromkeys(("correlation", "pearson"), "use 'cosine' on X - X.mean(axis=1, keepdims=True)"),
+    **dict.fromkeys(("dot", "ip", "innerproduct"), "use 'cosine', which orders rows of one length as that does"),
+}
+_OTHER_KERNELS = {
+    **dict.fromkeys(("gaussian", "squaredexponential", "sqexp", "se", "exponentiatedquadratic", "expquad"), "rbf"),
+    **dict.fromkeys(("exponential", "laplace", "laplacian", "ou", "absexp", "matern05"), "matern12"),
+    "matern15": "matern32",
+    "matern25": "matern52",
+}
+
+
+def read_metric(value: object) -> Metric:
+    """Return a metric: one as it is, of its name, of its JSON form (an object with a `type`), or of its class.
+
+    Raises InvalidSpec for anything else, and says which is meant where the name is that of another library.
     """
-    if isinstance(data, str):
-        data = {"type": data}
-    if not isinstance(data, Mapping) or "type" not in data:
-        raise InvalidSpec(f"metric must be an object with a 'type', one of {', '.join(METRICS)}", "metric")
+    if isinstance(value, Metric):
+        return value
+    if isinstance(value, str):
+        value = {"type": value}
+    if isinstance(value, Mapping) and "type" in value:
+        return _metric_of_type(value)
+    if value is Residual:
+        raise InvalidSpec("the residual metric needs a kernel; use pcct_core.Residual('matern52')", "metric")
+    if isinstance(value, type) and issubclass(value, Euclidean | Haversine | Cosine):
+        return value()
+    if isinstance(value, Kernel) or (isinstance(value, type) and issubclass(value, Kernel)):
+        name = value.__name__ if isinstance(value, type) else type(value).__name__
+        raise InvalidSpec(_kernel_as_metric(name), "metric")
+    if callable(value):
+        raise InvalidSpec(
+            f"metric is the function {getattr(value, '__name__', value)!s:.40}, and functions are not taken; "
+            f"use one of {', '.join(METRICS)}",
+            "metric",
+        )
+    said = "" if value is None else f", or an object with a 'type' such as {Euclidean(2.0).to_json()}"
+    raise InvalidSpec(f"metric is {_shown(value)}; use one of {', '.join(METRICS)}{said}", "metric")
+
+
+def _metric_of_type(data: Mapping[Any, Any]) -> Metric:
     kind = data["type"]
     if kind == "euclidean":
         _refuse_unknown(data, {"type", "lengthscale"}, "metric.")
@@ -406,7 +477,58 @@ def metric_from_json(data: object) -> Metric:
         return Cosine()
     if kind == "residual":
         return _residual_from_json(data)
-    raise InvalidSpec(f"metric type is {kind!r}; use one of {', '.join(METRICS)}", "metric.type")
+    if isinstance(kind, str) and (kind in KERNELS or _bare(kind) in _OTHER_KERNELS):
+        raise InvalidSpec(_kernel_as_metric(_OTHER_KERNELS.get(_bare(kind), kind)), "metric.type")
+    fix = _advised(kind, METRICS, _OTHER_METRICS)
+    raise InvalidSpec(f"metric type is {_shown(kind)}; {fix}", "metric.type")
+
+
+def _kernel_as_metric(name: str) -> str:
+    return (
+        f"{name} is a kernel and no metric; use 'residual' with this kernel and inducing points, or 'euclidean' with its "
+        "lengthscale, which has the same neighbors as the kernel alone"
+    )
+
+
+def read_kernel(value: object) -> Kernel:
+    """Return a kernel: one as it is, of its name, of its JSON, {"type", "lengthscale", "variance"}, or of its class.
+
+    Raises InvalidSpec for anything else.
+    """
+    if isinstance(value, Kernel):
+        return value
+    if isinstance(value, type) and issubclass(value, Kernel):
+        return value()
+    if isinstance(value, Mapping) and "type" in value:
+        _refuse_unknown(value, {"type", "lengthscale", "variance"}, "metric.kernel.")
+        return _kernel_named(
+            value["type"], {name: value[name] for name in ("lengthscale", "variance") if name in value}
+        )
+    return _kernel_named(value, {})
+
+
+def _kernel_named(name: object, fields: Mapping[str, Any]) -> Kernel:
+    if isinstance(name, str) and name in KERNELS:
+        return KERNELS[name](**fields)
+    meant = {other: f"use {kernel!r}" for other, kernel in _OTHER_KERNELS.items()}
+    meant["matern"] = "use 'matern12', 'matern32' or 'matern52', by its smoothness"
+    raise InvalidSpec(f"kernel is {_shown(name)}; {_advised(name, tuple(KERNELS), meant)}", "metric.kernel")
+
+
+def _bare(name: str) -> str:
+    return re.sub("[^a-z0-9]", "", name.lower())
+
+
+def _advised(name: object, names: Sequence[str], others: Mapping[str, str]) -> str:
+    """Return which of the names is meant, where that can be told, or all of them."""
+    if isinstance(name, str):
+        bare = _bare(name)
+        if bare in others:
+            return others[bare]
+        near = difflib.get_close_matches(bare, names, 1, 0.75)
+        if near:
+            return f"use {near[0]!r}"
+    return f"use one of {', '.join(names)}"
 
 
 def _refuse_unknown(data: Mapping[Any, Any], known: set[str], prefix: str) -> None:
@@ -418,39 +540,65 @@ def _refuse_unknown(data: Mapping[Any, Any], known: set[str], prefix: str) -> No
 def _residual_from_json(data: Mapping[Any, Any]) -> Residual:
     known = {"type", "kernel", "variance", "lengthscale", "inducing", "jitter", "floor", "v", "p"}
     _refuse_unknown(data, known, "metric.")
-    name = data.get("kernel")
-    if not isinstance(name, str) or name not in KERNELS:
-        raise InvalidSpec(f"metric.kernel is {name!r}; use one of {', '.join(KERNELS)}", "metric.kernel")
-    kernel = KERNELS[name](data.get("lengthscale", 1.0), data.get("variance", 1.0))
+    beside = {name: data[name] for name in ("lengthscale", "variance") if name in data}
+    kernel = data.get("kernel")
+    if isinstance(kernel, str) or kernel is None:
+        kernel = _kernel_named(kernel, beside)
+    elif beside:
+        name = next(iter(beside))
+        raise InvalidSpec(
+            f"{name} belongs to the kernel, which is given whole; leave it out beside it", f"metric.{name}"
+        )
+    kernel = read_kernel(kernel)
     fields = {field: data[field] for field in ("jitter", "floor") if field in data}
     if "v" in data or "p" in data:
         if "v" not in data or "p" not in data or "inducing" in data:
             raise InvalidSpec("give both v and p, and no inducing points, or inducing points alone", "metric.v")
         return Residual(kernel, None, factors=(Stored(data["v"]), Stored(data["p"])), **fields)
-    if "inducing" in data:
-        fields["inducing"] = _inducing_from_json(data["inducing"])
-    return Residual(kernel, **fields)
+    return Residual(kernel, **fields, **({"inducing": data["inducing"]} if "inducing" in data else {}))
 
 
-def _inducing_from_json(data: object) -> Inducing | Stored:
-    if isinstance(data, int) and not isinstance(data, bool):
-        return Inducing(data)
-    if not isinstance(data, Mapping):
-        raise InvalidSpec("inducing must be a number or an object such as {'count': 512}", "metric.inducing")
-    if "dataset" in data:
-        _refuse_unknown(data, {"dataset"}, "metric.inducing.")
-        return Stored(data["dataset"])
-    _refuse_unknown(data, {"count", "method", "seed"}, "metric.inducing.")
-    return Inducing(**data)
+def _read_inducing(value: Any) -> Inducing | Stored:
+    """Return inducing points: a number of them, an `Inducing` or its JSON, or an array of points."""
+    if isinstance(value, Inducing | Stored):
+        return value
+    if isinstance(value, Mapping):
+        if "dataset" in value:
+            _refuse_unknown(value, {"dataset"}, "metric.inducing.")
+            return Stored(value["dataset"])
+        _refuse_unknown(value, {"count", "method", "seed"}, "metric.inducing.")
+        return Inducing(**value)
+    if isinstance(_plain(value), int) and not isinstance(_plain(value), bool):
+        return Inducing(value)
+    if getattr(value, "shape", ()) != () or isinstance(value, list | tuple):
+        return stored_array(value, "metric.inducing")
+    raise InvalidSpec(
+        f"inducing is {_shown(value)}; use a number, an object such as {{'count': 512}}, or an array (m, d)",
+        "metric.inducing",
+    )
 
 
-def _accuracy_from_json(data: object) -> Any:
-    if data is None:
-        raise InvalidSpec("accuracy is null; leave it out, or use 'exact' or a recall such as 0.999", "accuracy")
-    if not isinstance(data, Mapping):
-        return data
-    _refuse_unknown(data, {"recall", "confidence"}, "accuracy.")
-    return Accuracy(**data)
+def _stored_column(id: object, name: str) -> Stored:
+    if not isinstance(id, str) or not _SHA256.fullmatch(id):
+        raise InvalidSpec(f"{name} names {_shown(id)}, which is no dataset id; it has 64 hexadecimal digits", name)
+    return Stored(id)
+
+
+def _read_order(value: Any) -> Order | Stored:
+    """Return an order: its name, {"by": name}, a stored one, or an array of the row of each rank."""
+    if isinstance(value, Mapping):
+        by = value.get("by")
+        _check_choice(by, ORDERS, "order.by", "order.by")
+        given = by == "given" and "dataset" in value
+        _refuse_unknown(value, {"by", "dataset"} if by == "given" else {"by"}, "order.")
+        value = _stored_column(value["dataset"], "order") if given else by
+    if isinstance(value, Stored):
+        return value
+    if hasattr(value, "shape") or isinstance(value, list | tuple):
+        return store_order(value)
+    _check_choice(value, ORDERS, "order", "order", ", or an array with the row of each rank")
+    name: Order = value
+    return name
 
 
 def stored_array(values: Any, name: str) -> Stored:
@@ -459,9 +607,22 @@ def stored_array(values: Any, name: str) -> Stored:
     values: real numbers, as `arrays.read_numbers` takes them; kept as float64. name: the field that holds them.
     Raises InvalidSpec for anything else, for masked values, and for whole numbers that float64 would round.
     """
-    import hashlib
-    import io
+    return _named_by_content(_read_array(values, name))
 
+
+def store_order(values: Any) -> Stored:
+    """Return an order of the caller's own with the hash of its content, the id that its upload as a dataset (n, 1) has.
+
+    values: (n,) or (n, 1), the row of each rank: every whole number from 0 to n - 1 once.
+    Raises InvalidSpec naming the first entry that is none of them, or is there already.
+    """
+    from pcct_core.columns import as_order
+
+    return _named_by_content(as_order(_read_array(values, "order")))
+
+
+def _read_array(values: Any, name: str) -> Any:
+    """Return the array of a field as float64; raises InvalidSpec as `stored_array` does."""
     import numpy as np
 
     from pcct_core.arrays import check_exact, read_numbers
@@ -472,7 +633,15 @@ def stored_array(values: Any, name: str) -> Stored:
         check_exact(values, array, subject, called)
     except InvalidPoints as error:
         raise InvalidSpec(str(error), name) from error
-    array = np.ascontiguousarray(array, dtype=np.float64)
+    return np.ascontiguousarray(array, dtype=np.float64)
+
+
+def _named_by_content(array: Any) -> Stored:
+    import hashlib
+    import io
+
+    import numpy as np
+
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     return Stored(hashlib.sha256(buffer.getbuffer()).hexdigest(), array)
@@ -483,19 +652,60 @@ _ARRAY_NAMES = {
     "metric.inducing": ("inducing points", "Z"),
     "metric.v": ("factors V", "V"),
     "metric.p": ("factors p", "p"),
+    "order": ("ranks of the order", "order"),
 }
+
+
+def _check_choice(value: object, choices: Sequence[str], name: str, field: str, more: str = "") -> None:
+    if not isinstance(value, str) or value not in choices:
+        raise InvalidSpec(f"{name} is {_shown(value)}; use one of {', '.join(choices)}{more}", field)
+
+
+def _shown(value: object) -> str:
+    """Return a value as messages show it: what it stands for where it is a NumPy scalar, and not all of a long one."""
+    plain = _plain(value)
+    text = repr(plain if isinstance(plain, bool | int | float | str | None) else value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}…"
+
+
+def _plain(value: Any) -> Any:
+    """Return the Python value of an array of no dimensions, as NumPy's scalars are; None of a masked one."""
+    return value.tolist() if getattr(value, "shape", None) == () and hasattr(value, "tolist") else value
+
+
+def _real(value: Any) -> float | None:
+    """Return a real number of any type, NumPy's too, as a float; None for bools and all else."""
+    value = _plain(value)
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
 
 
 def _whole(value: Any, least: int, most: int, name: str) -> int:
     """Return a whole number of any type, NumPy's too, as an int; bools and anything out of range are refused."""
+    plain = _plain(value)
     try:
-        number = None if isinstance(value, bool) else operator.index(value)
+        number = None if isinstance(plain, bool) else operator.index(plain)
     except TypeError:
         number = None
     if number is None or not least <= number <= most:
-        upper = "at least 1" if most == MAX_COUNT else "from 0 to 2^63 - 1"
-        raise InvalidSpec(f"{name} is {value!r}; use a whole number {upper}", name)
+        upper = (
+            "at least 1"
+            if most == MAX_COUNT
+            else "from 0 to 2^63 - 1"
+            if most == MAX_SEED
+            else f"with {least} ≤ {name} ≤ {most}"
+        )
+        raise InvalidSpec(f"{name} is {_shown(value)}; use a whole number {upper}", name)
     return number
+
+
+def read_k(k: object, most: int) -> int:
+    """Return a number of neighbors as an int, from 1 to `most`; raises InvalidSpec for anything else."""
+    return _whole(k, 1, most, "k")
 
 
 def read_radius(value: object) -> float:
@@ -503,12 +713,9 @@ def read_radius(value: object) -> float:
     fix = "use a finite number of at least 0, in the unit of the metric"
     if value is None:
         raise InvalidSpec(f"radius is missing; {fix}", "radius")
-    try:
-        radius = math.nan if isinstance(value, bool) or not isinstance(value, Real) else float(value)
-    except OverflowError:
-        radius = math.inf
-    if not 0.0 <= radius < math.inf:
-        raise InvalidSpec(f"radius is {str(value)[:40]}; {fix}", "radius")
+    radius = _real(value)
+    if radius is None or not 0.0 <= radius < math.inf:
+        raise InvalidSpec(f"radius is {_shown(value)}; {fix}", "radius")
     return radius + 0.0  # -0.0 is the same radius, and gets the same bytes
 
 
@@ -516,14 +723,11 @@ def _lengthscale(value: object) -> float | tuple[float, ...] | None:
     """Return a lengthscale as None, one float or a tuple of floats; all positive and finite."""
     if value is None:
         return None
-    if isinstance(value, bool | str) or not isinstance(value, int | float | Sequence):
-        # NumPy scalars and arrays arrive here from Python callers, never from JSON.
-        tolist = getattr(value, "tolist", None)
-        if tolist is None:
-            raise InvalidSpec(
-                f"lengthscale is {value!r}; use a positive number or a list of them", "metric.lengthscale"
-            )
-        return _lengthscale(tolist())
+    value = value.tolist() if hasattr(value, "tolist") else value  # arrays of any library, from Python callers
+    if _real(value) is None and (isinstance(value, str) or not isinstance(value, Sequence)):
+        raise InvalidSpec(
+            f"lengthscale is {_shown(value)}; use a positive number or a list of them", "metric.lengthscale"
+        )
     if isinstance(value, Sequence):
         if not value:
             raise InvalidSpec(
@@ -534,12 +738,9 @@ def _lengthscale(value: object) -> float | tuple[float, ...] | None:
 
 
 def _positive(value: object, name: str = "lengthscale") -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InvalidSpec(f"{name} {value!r} is not a number", f"metric.{name}")
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
+    number = _real(value)
+    if number is None:
+        raise InvalidSpec(f"{name} {_shown(value)} is not a number", f"metric.{name}")
     if not (0.0 < number < math.inf):
         raise InvalidSpec(f"{name} {number} is not positive and finite", f"metric.{name}")
     return number

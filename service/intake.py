@@ -13,6 +13,7 @@ from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 
+from pcct_core.columns import check_column_shape
 from pcct_core.errors import InvalidPoints, InvalidSpec
 from pcct_core.points import Points, check_finite, check_metric, check_shape
 from pcct_core.spec import Cosine, GraphSpec, Haversine, Inducing, Metric, Residual
@@ -55,9 +56,12 @@ class Purpose(NamedTuple):
 def check_wish(n: int, d: int, spec: GraphSpec, settings: ServiceSettings, references: Sequence[Dataset] = ()) -> None:
     """Raise InvalidPoints or InvalidSpec when spec does not fit n points in d dimensions, or costs too much here.
 
-    references: the datasets that the metric names.
+    references: the datasets that the specification names.
     """
     check_shape(n, d, spec)
+    for field, stored in spec.columns().items():
+        for column in (dataset for dataset in references if dataset.id == stored.id):
+            check_column_shape((column.n, column.d), n, field)
     _check_cost(n, spec.k, settings)
     _check_memory(build_bytes(n, d, spec.k, _inducing_count(spec.metric, references)), spec.metric, settings)
 

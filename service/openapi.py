@@ -143,7 +143,7 @@ _PARAMETERS: Mapping[str, tuple[str, Any]] = {
     "dtype": ("Of raw numbers alone: float32, float64, float16 or bool; the last two become float64", None),
     "shape": ("Of raw numbers alone: 1000,3", None),
     "tensor": ("Of a safetensors file with several tensors: the one that holds the points", None),
-    "order": ("maximin, hilbert, random, coordinate or given", None),
+    "order": ('maximin, hilbert, random, coordinate or given; or `{"by":"given","dataset":id}`', None),
     "seed": ("Read by the order random", None),
     "prefer": ("`wait=SECONDS`: answer as soon as there is news, at the latest then", "wait=30"),
     "if-none-match": ("ETags that the client has; 304 when one of them still holds", None),

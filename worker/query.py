@@ -18,7 +18,17 @@ from numpy.typing import NDArray
 from pcct_core.certificate import Certificate
 from pcct_core.errors import InvalidSpec
 from pcct_core.points import check_shape
-from pcct_core.spec import DEFAULT_K, MAX_PAIRS, Euclidean, GraphSpec, Kind, Metric, Residual
+from pcct_core.spec import (
+    DEFAULT_K,
+    MAX_PAIRS,
+    Euclidean,
+    GraphSpec,
+    Kind,
+    Metric,
+    Residual,
+    metric_references,
+    metric_with_arrays,
+)
 from pcct_core.telemetry import Telemetry
 
 if TYPE_CHECKING:
@@ -87,7 +97,7 @@ class QuerySpec:
 
     def with_arrays(self, arrays: Mapping[str, Any]) -> QuerySpec:
         """Return the query with the arrays of its metric at hand; arrays: by id."""
-        return replace(self, metric=GraphSpec(k=1, metric=self.metric).with_arrays(arrays).metric)
+        return replace(self, metric=metric_with_arrays(self.metric, arrays))
 
 
 def check_query(n: int, d: int, k: int, metric: Metric) -> None:
@@ -100,11 +110,6 @@ def check_query(n: int, d: int, k: int, metric: Metric) -> None:
 
 
 Wish: TypeAlias = GraphSpec | QuerySpec
-
-
-def metric_references(metric: Metric) -> tuple[str, ...]:
-    """Return the ids of the datasets that a metric names."""
-    return GraphSpec(k=1, metric=metric).references()
 
 
 def wish_from_json(data: object) -> Wish:

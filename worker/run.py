@@ -27,12 +27,12 @@ from redis.exceptions import RedisError
 
 from pcct_core.errors import Cancelled, InvalidPoints, InvalidSpec, NotPositiveDefinite
 from pcct_core.lookup import GateLookup
-from pcct_core.spec import MAX_PAIRS, GraphSpec, Residual
+from pcct_core.spec import MAX_PAIRS, GraphSpec, Residual, metric_references
 from worker.compiling import Compiling, parts_needed
 from worker.eviction import NamespaceFull
 from worker.metrics import observe_build
 from worker.patience import patiently
-from worker.query import QueryAnswer, QuerySpec, TreeCache, Wish, answer_query, metric_references, wish_from_json
+from worker.query import QueryAnswer, QuerySpec, TreeCache, Wish, answer_query, wish_from_json
 from worker.settings import ENTRY_BYTES, WorkerSettings
 from worker.store import DamagedData, GraphRecord, Store, UnknownDataset
 from worker.tasks import Queue
@@ -250,9 +250,9 @@ class Runner:
             await self._patiently(lambda: self.store.keep_profile(dataset, lookup.kernel, lookup.k, lookup.to_json()))
 
     async def _with_arrays(self, spec: Wish) -> Wish:
-        """Return the specification with the arrays of the datasets that its metric names."""
+        """Return the specification with the arrays of the datasets that it names; a query's own points come later."""
         arrays = {}
-        for dataset in metric_references(spec.metric):
+        for dataset in metric_references(spec.metric) if isinstance(spec, QuerySpec) else spec.references():
             arrays[dataset] = await self._patiently(partial(self.store.load_points, dataset))
         return spec.with_arrays(arrays)
 

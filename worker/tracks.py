@@ -25,7 +25,7 @@ from redis.exceptions import RedisError
 
 from pcct_core.errors import InvalidInput, InvalidSpec, PcctError
 from pcct_core.points import check_shape, lengthscale_of
-from pcct_core.spec import Euclidean, GraphSpec, Metric, Residual, metric_from_json
+from pcct_core.spec import Euclidean, GraphSpec, Metric, Residual, read_metric
 from worker.keys import Keys
 from worker.metrics import BUILD_S, DECISIONS, ERRORS, QUEUE_WAIT_S, STALENESS, Samples, observe, read_samples
 from worker.patience import dispensable
@@ -333,7 +333,7 @@ def merge_metric(track: Mapping[str, Any], given: object) -> Metric:
     for name in given:
         if name not in movable and (name not in track or (name == "type" and given[name] != track[name])):
             raise _immovable(name, movable)
-    metric = metric_from_json({**track, **given})
+    metric = read_metric({**track, **given})
     merged = metric.to_json()
     for name in track:
         if name not in movable and merged.get(name) != track[name]:
@@ -864,7 +864,7 @@ class Tracks:
             standing = "pending"
         elif not await self._store.is_intact(record.requested_graph):
             standing = "lost"
-        return Newest(Hyperparameters.of(metric_from_json(record.requested_metric)), record.requested_epoch, standing)
+        return Newest(Hyperparameters.of(read_metric(record.requested_metric)), record.requested_epoch, standing)
 
     async def _schedule(
         self, wish: _Wish, base: Mapping[str, Any] | None = None, most: int = MOST_TRACKS
@@ -950,7 +950,7 @@ class _Wish(NamedTuple):
 def moved_spec(record: TrackRecord, metric: object) -> GraphSpec:
     """Return the spec of the track's newest requested version with new hyperparameters; see `merge_metric`."""
     newest = record.requested_metric
-    merged = metric_from_json(newest) if metric is None else merge_metric(newest, metric)
+    merged = read_metric(newest) if metric is None else merge_metric(newest, metric)
     spec = GraphSpec.from_json(record.template | {"metric": merged.to_json()})
     check_shape(record.n, record.d, spec)
     return spec

@@ -63,14 +63,8 @@ class MetricQuery(CompressQuery):
 
     def metric_json(self) -> dict[str, Any]:
         """Return the metric as in a specification; raises InvalidParameter."""
-        metric: dict[str, Any] = {"type": self.metric}
-        if self.metric.lstrip().startswith("{"):
-            try:
-                metric = json.loads(self.metric)
-            except (ValueError, RecursionError):
-                raise InvalidParameter(
-                    'metric is not JSON; use a name, or an object such as {"type":"euclidean"}', "metric"
-                ) from None
+        example = '{"type":"euclidean"}'
+        metric = _object(self.metric, "metric", example) or {"type": self.metric}
         if self.lengthscale is None:
             return metric
         try:
@@ -80,6 +74,17 @@ class MetricQuery(CompressQuery):
                 f"lengthscale is {self.lengthscale!r}; use a number, or numbers with commas between", "lengthscale"
             ) from None
         return metric | {"lengthscale": values[0] if len(values) == 1 else values}
+
+
+def _object(text: str, name: str, example: str) -> dict[str, Any] | None:
+    """Return a query parameter that is a JSON object, None where it is a name; raises InvalidParameter."""
+    if not text.lstrip().startswith("{"):
+        return None
+    try:
+        value: dict[str, Any] = json.loads(text)
+    except (ValueError, RecursionError):
+        raise InvalidParameter(f"{name} is not JSON; use a name, or an object such as {example}", name) from None
+    return value
 
 
 class KnnQuery(MetricQuery):
@@ -105,12 +110,13 @@ class RadiusQuery(MetricQuery):
 class VecchiaQuery(KnnQuery):
     """A Vecchia graph as query parameters."""
 
-    order: str = "maximin"
+    order: Annotated[str, Field(description="An order's name, or all of it as in a specification, in JSON")] = "maximin"
     seed: int = 0
 
     def spec(self) -> GraphSpec:
         """Return the specification; raises InvalidSpec or InvalidParameter."""
-        wish = {"kind": "vecchia", "k": self.k, "metric": self.metric_json(), "order": self.order, "seed": self.seed}
+        order = _object(self.order, "order", '{"by":"given","dataset":id}') or self.order
+        wish = {"kind": "vecchia", "k": self.k, "metric": self.metric_json(), "order": order, "seed": self.seed}
         return GraphSpec.from_json(wish)
 
 

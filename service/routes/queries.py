@@ -7,14 +7,14 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import Field
 
-from pcct_core.spec import DEFAULT_K, GraphSpec
+from pcct_core.spec import DEFAULT_K, GraphSpec, metric_references
 from service.backend import InBackend
 from service.compression import check_takes
 from service.intake import Purpose, check_queries, check_query_between, check_query_on, receive_points
 from service.routes.datasets import ARRAY_BODY, find_dataset
 from service.routes.oneshot import ANSWER_FORMATS, ANSWERS, MetricQuery, ask_oneshot
 from service.wire import InvalidParameter, choose_format
-from worker.query import QuerySpec, metric_references
+from worker.query import QuerySpec
 
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
 

@@ -1,11 +1,12 @@
 import hashlib
 import io
+import json
 
 import numpy as np
 import pytest
 
-from pcct_client import BadAnswer, InvalidArray, dataset_id
-from pcct_client.arrays import PIECE_BYTES, NpyReader, npy_body
+from pcct_client import BadAnswer, InvalidArray, calls, dataset_id
+from pcct_client.arrays import PIECE_BYTES, NpyReader, as_column, npy_body
 
 POINTS = np.arange(12.0).reshape(6, 2)
 
@@ -106,3 +107,28 @@ def test_reader_refuses_other_content():
         NpyReader().feed(b"<html>welcome</html>")
     with pytest.raises(BadAnswer, match=r"not a \.npy array"):
         NpyReader().feed(b"\x93NUMPY\x01\x00\x02\x00{}")
+
+
+def test_as_column_is_one_float64_for_every_point():
+    for values in ([2, 0, 1], np.array([2, 0, 1], np.int8), np.array([[2.0], [0.0], [1.0]], np.float32)):
+        column = as_column(values, "order")
+        assert (column.dtype, column.tolist()) == (np.float64, [[2.0], [0.0], [1.0]])
+    for values in (np.zeros((3, 2)), 3.0, np.ma.array([0, 1], mask=[0, 1]), ["a", "b"]):
+        with pytest.raises(InvalidArray):
+            as_column(values, "order")
+
+
+def test_a_track_names_the_order_that_it_has_uploaded():
+    order = np.array([2, 0, 1])
+    flow = calls.create_track("d" * 64, {"kind": "vecchia", "order": order}, {}, calls.Deadline(5))
+    track = {"id": "t", "version": 1, "dataset": "d" * 64, "spec": {"kind": "vecchia", "metric": {}}}
+    sent, answers = [], iter([calls.Reply(200, {}), calls.Reply(201, {}, json.dumps(track).encode())])
+    column = next(flow)
+    body = flow.send(column.work())  # the column, then its name
+    sent.append(flow.send(body.work()))
+    sent.append(flow.send(next(answers)))
+    with pytest.raises(StopIteration):
+        flow.send(next(answers))
+    name = dataset_id(order.reshape(-1, 1).astype(float))
+    assert [call.path for call in sent] == [f"v1/datasets/{name}", "v1/tracks"]
+    assert sent[-1].document["spec"]["order"] == {"by": "given", "dataset": name}

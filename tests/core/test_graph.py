@@ -2,6 +2,7 @@ import asyncio
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
+from pcct_core.covertree import CoverTree
 from pcct_core.errors import Cancelled, InvalidInput, InvalidPoints, InvalidSpec
-from pcct_core.graph import build_graph, knn_graph, vecchia_graph
+from pcct_core.graph import build_graph, knn_graph, radius_graph, vecchia_graph
 from pcct_core.spec import ORDERS, Cosine, Euclidean, GraphSpec, Haversine
 from tests import naive
 from tests.core import clouds
@@ -306,6 +308,102 @@ class TestAnswer:
         assert graph.certificate.to_json() == {"method": "tree", "dtype": "float32", "exact": True}
         assert graph.telemetry.counts == {"n": 100, "d": 3, "k": 5, "threads": 2}
         assert {"prepare", "order", "tree", "search"} <= set(graph.telemetry.seconds)
+
+
+class TestDoors:
+    def test_a_specification_may_be_its_json(self):
+        X = clouds.uniform(40, 2)
+        for spec in ({"k": 3}, {"kind": "vecchia", "k": np.int64(3)}, {"k": 3, "metric": Euclidean(2.0)}):
+            same_graphs(build_graph(X, spec), build_graph(X, GraphSpec.from_json(spec)))
+        same_graphs(knn_graph(X, 3, {"type": "euclidean", "lengthscale": 2}), knn_graph(X, 3, Euclidean(2.0)))
+        for spec in (None, 3, "knn", [("k", 3)], knn_graph):
+            with pytest.raises(InvalidSpec, match="JSON object such as"):
+                build_graph(X, spec)
+
+    @pytest.mark.parametrize("threads", [0, True, 1.5, "2", np.array([2])])
+    def test_threads_are_a_whole_number(self, threads):
+        with pytest.raises(InvalidInput, match=r"threads is .* whole number of at least 1"):
+            knn_graph(clouds.uniform(9, 2), 1, threads=threads)
+        assert knn_graph(clouds.uniform(9, 2), 1, threads=np.int64(2)).telemetry.counts["threads"] == 2
+
+
+def kinds_of_graphs(X):
+    return knn_graph(X, 3), vecchia_graph(X, 3, "random"), radius_graph(X, 0.2)
+
+
+class TestEquality:
+    def test_graphs_are_equal_when_all_that_they_say_is(self):
+        X = clouds.half_duplicates(60, 2)
+        for one, again, other in zip(kinds_of_graphs(X), kinds_of_graphs(X), kinds_of_graphs(X + 1), strict=True):
+            assert one == again
+            assert hash(one) == hash(again)
+            assert len({one, again}) == 1
+            assert one != other or np.array_equal(one.distances, other.distances)
+        assert len(set(kinds_of_graphs(X))) == 3
+        assert knn_graph(X, 3) != knn_graph(X, 2)
+        assert knn_graph(X, 3) != knn_graph(X.astype(np.float32), 3)
+        assert knn_graph(X, 3) != "a graph"
+
+    def test_answers_are_equal_when_their_arrays_are(self):
+        X = clouds.uniform(60, 2)
+        tree = CoverTree.fit(X)
+        for ask in (lambda Q: tree.query(Q, 3), lambda Q: tree.query_radius(Q, 0.2)):
+            assert ask(X) == ask(X)
+            assert hash(ask(X)) == hash(ask(X))
+            assert ask(X) != ask(X[::-1])
+            assert ask(X) != tuple(ask(X))
+        assert tree.query(X, 3) != tree.query_radius(X, 0.2)
+
+
+class TestConversions:
+    @pytest.mark.parametrize("which", range(3))
+    @pytest.mark.parametrize("mode", ["distance", "connectivity"])
+    def test_to_sparse_holds_every_pair(self, which, mode):
+        X = np.vstack([clouds.half_duplicates(60, 2), [[50.0, 50.0]]])  # the last one has nobody within the radius
+        graph = kinds_of_graphs(X)[which]
+        matrix = graph.to_sparse(mode)
+        assert matrix.shape == (61, 61)
+        pairs = graph.neighbors[graph.neighbors >= 0]
+        assert matrix.nnz == len(pairs)
+        counts = np.diff(graph.offsets) if which == 2 else (graph.neighbors >= 0).sum(axis=1)
+        np.testing.assert_array_equal(np.diff(matrix.indptr), counts)
+        rows = np.repeat(np.arange(61), counts)
+        found = np.ones(len(pairs)) if mode == "connectivity" else graph.distances[np.isfinite(graph.distances)]
+        np.testing.assert_array_equal(matrix[rows, pairs], found)
+        assert matrix.has_sorted_indices
+        same_graphs(graph, kinds_of_graphs(X)[which])
+
+    def test_to_sparse_refuses_other_modes(self):
+        with pytest.raises(InvalidInput, match="'distance' or 'connectivity'"):
+            knn_graph(clouds.uniform(9, 2), 1).to_sparse("edges")
+
+    @pytest.mark.parametrize("which", range(3))
+    def test_with_self_puts_every_point_first_in_its_row(self, which):
+        X = np.vstack([clouds.half_duplicates(60, 2), [[50.0, 50.0]]])
+        graph = kinds_of_graphs(X)[which]
+        whole = graph.with_self()
+        plain, more = graph.to_sparse("connectivity").toarray(), whole.to_sparse("connectivity").toarray()
+        np.testing.assert_array_equal(more, plain + np.eye(61))
+        first = whole.offsets[:-1] if which == 2 else np.arange(61) * whole.neighbors.shape[1]
+        np.testing.assert_array_equal(whole.neighbors.reshape(-1)[first], np.arange(61))
+        assert (whole.distances.reshape(-1)[first] == 0).all()
+        assert (whole.neighbors.dtype, whole.distances.dtype) == (np.int32, graph.distances.dtype)
+        assert whole.n == graph.n == 61
+
+    def test_with_self_comes_after_slicing(self):
+        graph = knn_graph(clouds.uniform(30, 2), 4)
+        same_graphs(graph.sliced(2).with_self(), replace(graph, **sliced_arrays(graph.with_self(), 3)))
+        with pytest.raises(InvalidSpec, match="before with_self"):
+            graph.with_self().sliced(2)
+        with pytest.raises(InvalidInput, match="before with_self"):
+            build_graph(clouds.uniform(30, 2), {"k": 2, "metric": RESIDUAL}, previous=graph.with_self())
+
+
+RESIDUAL = {"type": "residual", "kernel": "rbf", "inducing": 3}
+
+
+def sliced_arrays(graph, k):
+    return {"neighbors": graph.neighbors[:, :k], "distances": graph.distances[:, :k]}
 
 
 class TestThreads:

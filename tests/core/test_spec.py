@@ -9,7 +9,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pcct_core.errors import InvalidSpec
-from pcct_core.spec import MAX_SEED, ORDERS, Cosine, Euclidean, GraphSpec, Haversine, metric_from_json
+from pcct_core.spec import (
+    MAX_SEED,
+    ORDERS,
+    RBF,
+    Accuracy,
+    Cosine,
+    Euclidean,
+    GraphSpec,
+    Haversine,
+    Inducing,
+    Matern32,
+    Matern52,
+    Residual,
+    read_metric,
+)
 
 POSITIVE = st.floats(1e-300, 1e300)
 METRICS = st.one_of(
@@ -140,6 +154,8 @@ REFUSALS = [
     ({"kind": "radius", "radius": 1, "accuracy": 0.9}, "accuracy"),
     ({"kind": "radius", "radius": 1, "gate": "off"}, "gate"),
     ({"metric": {"type": "haversine", "radius": 1}}, "metric.radius"),
+    ({"metric": {"type": "residual", "kernel": "rbf", "inducing": [[0.0], [1.0]]}}, "metric.inducing"),
+    ({"kind": "vecchia", "order": [1, 0]}, "order"),
     ({"metric": {"type": "cosine", "lengthscale": 1}}, "metric.lengthscale"),
     ({"metric": {"type": "euclidean", "scale": 1}}, "metric.scale"),
     *(
@@ -189,9 +205,162 @@ def test_graph_spec_takes_a_radius_of_numpy_and_no_k():
             GraphSpec("radius", **fields)
 
 
-def test_metric_from_json_reads_names_and_objects():
-    assert metric_from_json("haversine") == metric_from_json({"type": "haversine"}) == Haversine()
-    assert metric_from_json({"type": "euclidean", "lengthscale": 3}) == Euclidean(3.0)
+@pytest.mark.parametrize(
+    ("value", "metric"),
+    [
+        ("haversine", Haversine()),
+        ({"type": "haversine"}, Haversine()),
+        ({"type": "euclidean", "lengthscale": np.array([1, 2])}, Euclidean((1.0, 2.0))),
+        (Cosine, Cosine()),
+        (Cosine(), Cosine()),
+        (Euclidean, Euclidean()),
+        ({"type": "residual", "kernel": "rbf", "lengthscale": 2}, Residual(RBF(2.0))),
+        ({"type": "residual", "kernel": {"type": "rbf", "lengthscale": 2}}, Residual(RBF(2.0))),
+        ({"type": "residual", "kernel": RBF(2.0), "inducing": np.int32(9)}, Residual(RBF(2.0), 9)),
+        (Residual("rbf", {"count": 9, "method": "random"}), Residual(RBF(), Inducing(9, "random"))),
+        (Residual({"type": "matern32", "variance": np.float32(2)}, 9), Residual(Matern32(1.0, 2.0), Inducing(9))),
+        (Residual(Matern32, np.array(9)), Residual(Matern32(), Inducing(9))),
+    ],
+)
+def test_read_metric_takes_objects_names_classes_and_json(value, metric):
+    assert read_metric(value) == metric
+    assert GraphSpec(metric=value) == GraphSpec(metric=metric) == GraphSpec.from_json({"metric": value})
+
+
+@pytest.mark.parametrize(
+    ("value", "said", "field"),
+    [
+        *(
+            (name, "use 'euclidean'", "metric.type")
+            for name in ("l2", "L2", "minkowski", "Euclidean", "euclidian", "p2")
+        ),
+        ({"type": "minkowski", "p": 2}, "use 'euclidean'", "metric.type"),
+        ("sqeuclidean", "use 'euclidean', which has the same neighbors", "metric.type"),
+        ("seuclidean", "standard deviations as lengthscale", "metric.type"),
+        ("mahalanobis", r"X @ np.linalg.cholesky\(VI\)", "metric.type"),
+        *((name, "use 'haversine'", "metric.type") for name in ("great-circle", "geodesic", "harvesine", "Haversine")),
+        *(
+            (name, "use 'cosine'", "metric.type")
+            for name in ("cos", "angular", "cosine_similarity", "correlation", "ip")
+        ),
+        *(
+            (name, "use one of euclidean, haversine, cosine", "metric.type")
+            for name in ("l1", "cityblock", "chebyshev", "")
+        ),
+        ("matern52", "matern52 is a kernel and no metric; use 'residual'", "metric.type"),
+        ("gaussian", "rbf is a kernel and no metric", "metric.type"),
+        (Matern52, "Matern52 is a kernel and no metric", "metric"),
+        (Matern52(0.3), "Matern52 is a kernel and no metric", "metric"),
+        (Residual, "needs a kernel", "metric"),
+        (None, "metric is None; use one of euclidean", "metric"),
+        (lambda x, y: 0.0, "is the function <lambda>, and functions are not taken", "metric"),
+        (np.linalg.norm, "is the function norm", "metric"),
+        (np.ones(200), "metric is array.*…; use one of", "metric"),
+        ({"type": "residual"}, "kernel is None; use one of rbf", "metric.kernel"),
+        ({"type": "residual", "kernel": RBF(), "lengthscale": 2}, "belongs to the kernel", "metric.lengthscale"),
+        *(
+            ({"type": "residual", "kernel": name}, said, "metric.kernel")
+            for name, said in (
+                *(("gaussian", "use 'rbf'"), ("SE", "use 'rbf'"), ("exponential", "use 'matern12'")),
+                *(("matern", "by its smoothness"), ("Matern-5/2", "use 'matern52'"), ("matern_1.5", "use 'matern32'")),
+                *(({"type": "periodic"}, "use one of rbf"), (3, "use one of rbf"), (Cosine(), "use one of rbf")),
+            )
+        ),
+    ],
+)
+def test_read_metric_says_which_is_meant(value, said, field):
+    for read in (
+        read_metric,
+        lambda value: GraphSpec(metric=value),
+        lambda value: GraphSpec.from_json({"metric": value}),
+    ):
+        with pytest.raises(InvalidSpec, match=said) as caught:
+            read(value)
+        assert caught.value.field == field
+
+
+SCALARS_OF_NUMPY = [np.float32(0.5), np.float64(0.5), np.float16(0.5), np.array(0.5), np.array(0.5, np.float32)]
+
+
+@pytest.mark.parametrize("number", SCALARS_OF_NUMPY, ids=repr)
+def test_numbers_of_numpy_are_numbers(number):
+    residual = Residual(Matern52(number, number), jitter=number, floor=number)
+    assert residual == Residual(Matern52(0.5, 0.5), jitter=0.5, floor=0.5)
+    assert json.dumps(residual.to_json())
+    assert Accuracy(number, number) == Accuracy(0.5, 0.5)
+    assert GraphSpec("radius", radius=number) == GraphSpec("radius", radius=0.5)
+    for accuracy in (number, {"recall": number}):
+        assert GraphSpec(metric=residual, accuracy=accuracy).accuracy == Accuracy(0.5)
+    wanted = GraphSpec(metric=residual, accuracy=0.5)
+    assert GraphSpec.from_json({"metric": residual.to_json(), "accuracy": number}).canonical() == wanted.canonical()
+
+
+@pytest.mark.parametrize("number", [np.int64(5), np.uint8(5), np.array(5), np.array(5, np.int16)], ids=repr)
+def test_whole_numbers_of_numpy_are_whole_numbers(number):
+    spec = GraphSpec("vecchia", number, order="random", seed=number)
+    assert spec.canonical() == GraphSpec("vecchia", 5, order="random", seed=5).canonical()
+    assert Residual(RBF(), number).inducing == Inducing(number) == Inducing(5)
+    assert Inducing(5, "random", number) == Inducing(5, "random", 5)
+    assert Residual(RBF(number, number), jitter=number, floor=number) == Residual(RBF(5.0, 5.0), jitter=5.0, floor=5.0)
+    assert GraphSpec("radius", radius=number).radius == 5.0
+
+
+NO_NUMBERS = [
+    True,
+    np.True_,
+    np.array(True),
+    "5",
+    [5],
+    np.array([5.0]),
+    np.array("5"),
+    np.ma.masked,
+    1j,
+    None,
+    object(),
+    RBF,
+]
+
+
+@pytest.mark.parametrize("value", NO_NUMBERS, ids=lambda value: repr(value)[:20])
+def test_what_is_no_number_is_refused_with_its_field(value):
+    for make, field in (
+        (lambda: GraphSpec(k=value), "k"),
+        (lambda: GraphSpec(seed=value), "seed"),
+        (lambda: GraphSpec("radius", radius=value), "radius"),
+        (lambda: Inducing(value), "metric.inducing.count"),
+        (lambda: Residual(RBF(), jitter=value), "metric.jitter"),
+        (lambda: Residual(RBF(), floor=value), "metric.floor"),
+        (lambda: RBF(variance=value), "metric.variance"),
+        (lambda: Accuracy(value), "accuracy.recall"),
+        (lambda: Accuracy(confidence=value), "accuracy.confidence"),
+    ):
+        with pytest.raises(InvalidSpec) as caught:
+            make()
+        assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    "value", [np.array(["maximin"]), np.array("knn"), [], None, 3, {"by": "nearest"}, {"by": []}, len]
+)
+def test_choices_are_refused_whatever_they_are(value):
+    for fields, field in (({"kind": value}, "kind"), ({"gate": value}, "gate"), ({"order": value}, "order")):
+        with pytest.raises(InvalidSpec) as caught:
+            GraphSpec(**fields)
+        assert caught.value.field.partition(".")[0] == field
+
+
+def test_an_order_may_be_an_object():
+    assert (
+        GraphSpec("vecchia", order={"by": "hilbert"}).canonical() == GraphSpec("vecchia", order="hilbert").canonical()
+    )
+    given = GraphSpec.from_json({"kind": "vecchia", "order": {"by": "given", "dataset": "a" * 64}})
+    assert given.to_json()["order"] == {"by": "given", "dataset": "a" * 64}
+    assert given.references() == ("a" * 64,)
+    assert GraphSpec.from_json(given.to_json()) == given
+    for order in ({"by": "given", "dataset": "a"}, {"by": "hilbert", "dataset": "a" * 64}, {"dataset": "a" * 64}):
+        with pytest.raises(InvalidSpec) as caught:
+            GraphSpec("vecchia", order=order)
+        assert caught.value.field.startswith("order")
 
 
 def test_specifications_are_values():
