@@ -47,18 +47,14 @@ def test_every_public_name_is_there():
 @pytest.mark.usefixtures("warm")
 def test_a_fresh_process_reaches_its_first_graph_from_the_cache():
     code = """
-import time
-begin = time.monotonic()
 import numpy as np
 import pcct_core as pc
 for build in (pc.knn_graph, pc.vecchia_graph):
     build(np.random.default_rng(0).random((1000, 3)))
 from pcct_core.search import search_groups
-print(time.monotonic() - begin, sum(search_groups.stats.cache_misses.values()))
+print(sum(search_groups.stats.cache_misses.values()))
 """
-    seconds, misses = run_python("-c", code).split()
-    assert int(misses) == 0
-    assert float(seconds) < 15
+    assert run_python("-c", code) == "0\n"
 
 
 def test_the_core_gives_the_same_answers_with_the_jit_off():
