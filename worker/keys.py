@@ -35,6 +35,8 @@ class Keys:
     api_keys = "pcct:api-keys"
     layout = "pcct:layout"  # String: number of the layout that what lies here has, see `store.LAYOUT`
     metrics = "pcct:metrics"
+    # String: what the draws of certificates depend on, hexadecimal; see `store.Store.secret`
+    secret = "pcct:secret"  # noqa: S105  (a name)
     tracked = "pcct:tracked"  # set: namespaces that have tracks
     workers = "pcct:workers"
 

@@ -27,7 +27,7 @@ from redis.exceptions import RedisError
 
 from pcct_core.errors import Cancelled, InvalidPoints, InvalidSpec, NotPositiveDefinite
 from pcct_core.lookup import GateLookup
-from pcct_core.spec import MAX_PAIRS, GraphSpec, Residual, metric_references
+from pcct_core.spec import MAX_PAIRS, Accuracy, GraphSpec, Residual, metric_references
 from worker.compiling import Compiling, parts_needed
 from worker.eviction import NamespaceFull
 from worker.metrics import observe_build
@@ -65,6 +65,7 @@ class Build(Protocol):
         threads: int | None = None,
         lookup: GateLookup | None = None,
         max_pairs: int = MAX_PAIRS,
+        secret: bytes | None = None,
     ) -> Graph:
         """Build the graph that spec asks for on the points X."""
         ...
@@ -210,6 +211,8 @@ class Runner:
             call = partial(call, max_pairs=max_pairs)
         elif spec.gate == "lookup":
             call = partial(call, lookup=await self._profile(dataset, spec))
+        if isinstance(spec.accuracy, Accuracy):
+            call = partial(call, secret=await self._secret())
         return self._when_compiled(spec, points, call)
 
     def _when_compiled(
@@ -219,6 +222,11 @@ class Runner:
         if not self.compiling.missing:
             return call
         return partial(self.compiling.after, parts_needed(spec, points), call)
+
+    async def _secret(self) -> bytes:
+        """Return what the draws of certificates depend on: the settings' secret, or the one that the store keeps."""
+        given = self.settings.secret
+        return await self._patiently(self.store.secret) if given is None else given.get_secret_value().encode()
 
     async def _asked(self, dataset: str, spec: QuerySpec) -> NDArray[Any] | CoverTree:
         """Return the tree of a dataset that was asked before, or its points; raises UnknownDataset when it was deleted."""

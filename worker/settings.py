@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from worker.store_url import VARIABLE, check_store_answers, check_store_url, without_password
@@ -110,7 +110,11 @@ class SharedSettings(BaseSettings):
 
     def to_environment(self) -> dict[str, str]:
         """Return this process's environment with the settings that were given explicitly, for a child process."""
-        values = self.model_dump(mode="json", exclude_unset=True, exclude_none=True)
+        given = self.model_dump(mode="json", exclude_unset=True, exclude_none=True)
+        hidden = {name: value for name in given if isinstance(value := getattr(self, name), SecretStr)}
+        values = given | {
+            name: value.get_secret_value() for name, value in hidden.items()
+        }  # stars stand for them before
         return dict(os.environ) | {f"PCCT_{name.upper()}": str(value) for name, value in values.items()}
 
     @property
@@ -134,6 +138,12 @@ class WorkerSettings(SharedSettings):
     )
     max_attempts: int = Field(
         default=3, ge=1, description="Times a job may end its worker before it counts as failed. Default: 3."
+    )
+    secret: SecretStr | None = Field(
+        default=None,
+        min_length=16,
+        description="Text of 16 characters or more that the pairs are drawn by which certificates rest on; the same for all "
+        "workers of a deployment. Default: a random one, kept in the store.",
     )
     threads: int | None = Field(default=None, ge=1, description="Threads of one build. Default: one per core.")
     refresh_threads: int | None = Field(

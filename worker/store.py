@@ -610,6 +610,14 @@ class Store:
         if found > LAYOUT:
             raise NewerLayout(found)
 
+    async def secret(self) -> bytes:
+        """Return the deployment's secret: what is kept here, or 32 random bytes that the first to ask keeps for all."""
+        await cast(Any, self._redis.set(Keys.secret, secrets.token_hex(32), nx=True))
+        found = await cast(Any, self._redis.get(Keys.secret))
+        if found is None:
+            raise RedisError(f"{Keys.secret} was kept and is gone at once; see that the store evicts nothing")
+        return bytes.fromhex(found.decode())
+
     async def usage(self) -> Usage:
         """Return how much memory the store uses."""
         facts = await cast(Any, self._redis.info("memory"))

@@ -63,7 +63,7 @@ class Gate:
     def release(self) -> None:
         self._open.set()
 
-    def __call__(self, X, spec, *, progress=None, cancel=None, threads=None, max_pairs=None) -> Graph:
+    def __call__(self, X, spec, *, progress=None, cancel=None, threads=None, max_pairs=None, secret=None) -> Graph:
         self.builds.append((len(X), spec))
         progress("scan", 1, 4)
         self.started.set()

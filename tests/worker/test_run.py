@@ -307,6 +307,7 @@ class TestGateProfiles:
     def ask(self, make_runner: Callable[..., Runner], store: Store, dataset: Dataset, built: list[Any]) -> Any:
         def build(X: Any, spec: GraphSpec, *, lookup: GateLookup | None = None, **options: Any) -> Graph:
             built.append(lookup)
+            assert options["secret"]
             learned = GateLookup(np.array([0.1]), np.array([1.0, 2.0 + len(built)]), "matern52", spec.k)
             return dataclasses.replace(
                 build_graph(X, dataclasses.replace(spec, gate="auto")), spec=spec, lookup=learned
@@ -334,6 +335,30 @@ class TestGateProfiles:
         await store.delete_dataset(dataset.id)
         assert await store.profile(dataset.id, "matern52", 4) is None
         assert not await store.keep_profile(dataset.id, "matern52", 4, {})
+
+
+@pytest.mark.parametrize("given", [None, "a secret of the deployment"])
+async def test_builds_behind_a_gate_get_the_secret_of_the_deployment_and_no_others(
+    given: str | None, make_runner: Callable[..., Runner], store: Store, dataset: Dataset
+) -> None:
+    told: list[bytes | None] = []
+
+    def build(X: Any, spec: GraphSpec, *, secret: bytes | None = None, **options: Any) -> Graph:
+        told.append(secret)
+        return build_graph(X, spec, secret=secret)
+
+    residual = Residual(Matern52(0.5), Inducing(4))
+    for spec in (
+        GraphSpec("knn", 4, residual),
+        GraphSpec("knn", 5, residual),
+        GraphSpec("knn", 4, residual, accuracy="exact"),
+    ):
+        runner = make_runner(build, secret=given)
+        record, _ = await store.request_graph(dataset.id, spec)
+        await runner.run_job(record.namespace, record.id, record.request)
+        assert (await store.graph(record.id)).state == "ready"
+    expected = await store.secret() if given is None else given.encode()
+    assert told == [expected, expected, None]
 
 
 async def test_lookup_that_was_never_learned_is_an_error_with_the_remedy(

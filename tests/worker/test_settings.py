@@ -124,3 +124,14 @@ def test_to_environment_hands_settings_down(monkeypatch: pytest.MonkeyPatch) -> 
     ours = {name: value for name, value in environment.items() if name.startswith("PCCT_")}
     assert ours == {"PCCT_LOG_LEVEL": "error", "PCCT_DATA_DIR": "/d", "PCCT_REDIS_URL": "unix:///s"}
     assert environment["PATH"]
+
+
+def test_secret_is_handed_down_and_shown_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = "sixteen letters or more"
+    monkeypatch.setenv("PCCT_SECRET", secret)
+    settings = WorkerSettings()
+    assert secret not in f"{settings!r} {settings} {settings.model_dump_json()}"
+    assert settings.to_environment()["PCCT_SECRET"] == secret
+    monkeypatch.setenv("PCCT_SECRET", "short")
+    with pytest.raises(ValidationError, match="at least 16"):
+        WorkerSettings()

@@ -584,3 +584,9 @@ async def test_a_store_that_comes_back_at_once_is_not_missed(valkey_url: str) ->
     await store.redis.client_kill_filter(_type="normal", skipme=False)
     assert await store.dataset("0" * 64) is None
     await store.aclose()
+
+
+async def test_secret_is_made_once_for_all_namespaces_and_workers(store: Store) -> None:
+    found = await asyncio.gather(*[(store if i % 2 else store.within("other")).secret() for i in range(8)])
+    assert len(set(found)) == 1
+    assert len(found[0]) == 32
