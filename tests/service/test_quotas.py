@@ -23,7 +23,13 @@ RESIDUAL = {"type": "residual", "kernel": "matern52", "lengthscale": 0.3, "induc
 
 @pytest.mark.parametrize(
     ("kind", "n", "d", "k", "m", "measured"),
-    [("knn", 200_000, 2, 30, 0, 84e6), ("vecchia", 200_000, 2, 30, 0, 88e6), ("vecchia", 20_000, 3, 10, 512, 150e6)],
+    [
+        ("knn", 200_000, 2, 30, 0, 84e6),
+        ("vecchia", 200_000, 2, 30, 0, 88e6),
+        ("vecchia", 20_000, 3, 10, 512, 150e6),
+        ("vecchia", 100_000, 2, 1, 0, 28.4e6),
+        ("knn", 60_000, 3, 1, 8, 26.3e6),
+    ],
 )
 def test_build_bytes_is_above_what_was_measured_and_below_twice_that(kind, n, d, k, m, measured):
     """measured: growth of the resident set while the graph was built, and the points, on two cores."""
