@@ -14,6 +14,8 @@ parallel      chunks of work on threads: progress and cancellation
 jit           compilation: what Python calls, what compiled code calls, where machine code is kept
 simd          the vector loops: scan a bucket, reach a box, exchange two rows
 topk          the k best of 32 queries at once; the one place where ties are decided
+measure       what decides between candidates where coordinates alone do not
+place         points where they are searched: coordinates, weights, measure
 build         the tree
 search        the walk of 32 queries through the tree: nearest points, all points within a radius
 blas          one thread per BLAS call while ours are at work

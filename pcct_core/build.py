@@ -36,6 +36,7 @@ class Tree(NamedTuple):
     bucket: int32 (nodes,), first bucket of each subtree.
     lowest: int32 (nodes,), lowest index in each subtree.
     n, d:   number of points and of dimensions.
+    weights: T (d,), what differences of each coordinate are multiplied by before they are squared; empty for ones.
     """
 
     coords: Any
@@ -47,6 +48,7 @@ class Tree(NamedTuple):
     lowest: Any
     n: int
     d: int
+    weights: Any
 
 
 class _Cut(NamedTuple):
@@ -59,15 +61,17 @@ class _Cut(NamedTuple):
     node: int
 
 
-def build_tree(points: NDArray[Any], crew: Crew, phase: str = "tree", *, by_index: int = 0) -> Tree:
+def build_tree(
+    points: NDArray[Any], crew: Crew, phase: str = "tree", *, by_index: int = 0, weights: NDArray[Any] | None = None
+) -> Tree:
     """Build the tree of points, T (n, d) C-contiguous and finite; the same bytes for any number of threads.
 
     phase: what progress is reported as, "" for none. by_index: so many levels from the root on are cut by index instead of
-    place, for walks that must meet few points beyond an index and few of which are pruned by place.
+    place, for walks that must meet few points beyond an index and few of which are pruned by place. weights: as in `Tree`.
     Cost: O(n d log n) time; 2 n (d + 1) numbers of memory beside the points, half of them released at the end.
     """
     n, d = points.shape
-    tree = allocate_tree(n, d, points.dtype)
+    tree = allocate_tree(n, d, points.dtype, weights)
     number_nodes(tree)
     work = points.copy()
     ids = np.arange(n, dtype=np.int32)
@@ -87,7 +91,7 @@ def build_tree(points: NDArray[Any], crew: Crew, phase: str = "tree", *, by_inde
     return tree
 
 
-def allocate_tree(n: int, d: int, dtype: Any) -> Tree:
+def allocate_tree(n: int, d: int, dtype: Any, weights: NDArray[Any] | None = None) -> Tree:
     """Return a tree for n points in d dimensions with nothing filled in."""
     buckets = (n + LANES - 1) // LANES
     nodes = 2 * buckets - 1
@@ -101,6 +105,7 @@ def allocate_tree(n: int, d: int, dtype: Any) -> Tree:
         lowest=np.empty(nodes, np.int32),
         n=n,
         d=d,
+        weights=np.empty(0, dtype) if weights is None else weights,
     )
 
 
@@ -178,10 +183,13 @@ def measure_box(work, start, stop, node, tree):
         for c in range(d):
             low[c] = min(low[c], work[row, c])
             high[c] = max(high[c], work[row, c])
-    widest = 0
-    for c in range(1, d):
-        if high[c] - low[c] > high[widest] - low[widest]:
-            widest = c
+    widest, width = 0, work.dtype.type(-1)
+    for c in range(d):
+        side = high[c] - low[c]
+        if tree.weights.shape[0] > 0:
+            side *= tree.weights[c]
+        if side > width:
+            widest, width = c, side
     return widest
 
 

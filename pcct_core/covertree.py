@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from os import PathLike
 from typing import Any, NamedTuple
 from zipfile import BadZipFile
@@ -16,19 +17,22 @@ from pcct_core.certificate import Certificate
 from pcct_core.errors import FileFormatError, InvalidPoints, InvalidSpec
 from pcct_core.files import write_arrays
 from pcct_core.gate import Found, scan_gated
-from pcct_core.nearest import RadiusNeighbors, find_within, same_arrays, search_points
+from pcct_core.measure import Rows, padded_width, square_rows
+from pcct_core.nearest import RadiusNeighbors, find_within, find_within_points, same_arrays, search_points
 from pcct_core.parallel import CancelToken, Crew, Progress
-from pcct_core.points import as_points, check_metric, check_shape, distances_out, embed
+from pcct_core.place import Placed, finish_rows, join_scales, place_points
+from pcct_core.points import Extent, Scale, as_points, check_metric, check_shape, measure_extent, unit_sized
 from pcct_core.residual import Factors, Screen, choose_inducing, make_factors, make_screen, tolerance_of
 from pcct_core.search import Queries, order_queries
 from pcct_core.simd import LANES
-from pcct_core.spec import MAX_PAIRS, GraphSpec, Haversine, Metric, Residual, read_k, read_metric, read_radius
+from pcct_core.spec import MAX_PAIRS, Cosine, GraphSpec, Haversine, Metric, Residual, read_k, read_metric, read_radius
 from pcct_core.telemetry import Telemetry
 from pcct_core.topk import NO_ID
 
 _FORMAT = "pcct cover tree"
-_VERSION = 1
+_VERSION = 2
 _ARRAYS = ("coords", "ids", "low", "high")
+_ROWS = "rows"  # under the cosine metric, one array more
 
 
 class Neighbors(NamedTuple):
@@ -61,8 +65,18 @@ class CoverTree:
     Under the residual metric it answers `query`, exactly; it knows no radii there and is not saved.
     """
 
-    def __init__(self, tree: Tree, metric: Metric, d: int, process: _Process | None = None) -> None:
+    def __init__(
+        self,
+        tree: Tree,
+        metric: Metric,
+        d: int,
+        extent: Extent,
+        rows: Rows | None = None,
+        process: _Process | None = None,
+    ) -> None:
         self._tree = tree
+        self._extent = extent
+        self._rows = rows
         self._process = process
         self.metric = metric
         self.d = d
@@ -85,10 +99,10 @@ class CoverTree:
         check_shape(max(2, points.shape[0]), points.shape[1], GraphSpec(k=1, metric=metric))
         check_metric(points, metric)
         with Crew(threads, progress, cancel) as crew:
-            embedded = embed(points, metric)
-            tree = build_tree(embedded, crew)
-            process = _make_process(embedded, tree, metric, crew) if isinstance(metric, Residual) else None
-            return cls(tree, metric, points.shape[1], process)
+            placed = place_points(points, metric, crew)
+            tree = build_tree(placed.points, crew, weights=placed.scale.weights)
+            process = _make_process(placed.points, tree, metric, crew) if isinstance(metric, Residual) else None
+            return cls(tree, metric, points.shape[1], placed.extent, placed.rows, process)
 
     @property
     def n(self) -> int:
@@ -98,7 +112,12 @@ class CoverTree:
     @property
     def nbytes(self) -> int:
         """Bytes of memory that the tree holds."""
-        return _array_bytes(self._tree) + _array_bytes(self._process)
+        return _array_bytes(self._tree) + _array_bytes(self._rows) + _array_bytes(self._process)
+
+    @property
+    def arithmetic(self) -> str:
+        """Type of the numbers that decide every comparison, "float32" or "float64"."""
+        return str(self._placed(np.empty((0, self._tree.d), self._tree.coords.dtype)).key_type)
 
     def __repr__(self) -> str:
         return f"CoverTree(n={self.n}, d={self.d}, dtype={self._tree.coords.dtype}, metric={self.metric})"
@@ -129,19 +148,19 @@ class CoverTree:
     ) -> tuple[Neighbors, Certificate]:
         """Return what `query` does, and the certificate that says how it was found."""
         k = read_k(k, self.n)
-        points = self._embedded_queries(Q)
-        m = points.shape[0]
-        neighbors = np.empty((m, k), np.int32)
-        distances = np.empty((m, k), points.dtype)
         tolerance = None
         with Crew(threads, progress, cancel) as crew:
+            placed, asked = self._place_queries(Q, crew)
+            m = len(asked.points)
+            neighbors, keys = np.empty((m, k), np.int32), np.empty((m, k), placed.key_type)
             if self._process is None:
-                method = search_points(self._tree, _external(points, crew), k, neighbors, distances, crew)
+                tree, queries = self._weighted(placed), _external(placed, asked, crew)
+                method = search_points(tree, queries, k, neighbors, keys, crew)
             else:
-                asked = self._scan(self._process, points, neighbors, distances, crew)
-                method, tolerance = "dense", tolerance_of(self._process.factors, asked)
-        distances_out(distances, self.metric)
-        return Neighbors(neighbors, distances), Certificate(method, str(distances.dtype), tolerance=tolerance)
+                factors = self._scan(self._process, asked.points, neighbors, keys, crew)
+                method, tolerance = "dense", tolerance_of(self._process.factors, factors)
+            distances = finish_rows(placed, asked, neighbors, keys, crew)
+        return Neighbors(neighbors, distances), Certificate(method, self.arithmetic, tolerance=tolerance)
 
     def query_radius(
         self,
@@ -160,10 +179,10 @@ class CoverTree:
         """
         self._without_process()
         radius = read_radius(radius)
-        points = self._embedded_queries(Q)
         with Crew(threads, progress, cancel) as crew:
-            queries = _external(points, crew)
-            return find_within(self._tree, queries, radius, self.metric, max_pairs, crew, Telemetry())
+            placed, asked = self._place_queries(Q, crew)
+            queries = _external(placed, asked, crew)
+            return find_within(self._weighted(placed), queries, placed, asked, radius, max_pairs, crew, Telemetry())
 
     def radius_graph(
         self,
@@ -177,10 +196,10 @@ class CoverTree:
         """Return all other points within `radius` of every point of the tree; otherwise as `query_radius`."""
         self._without_process()
         radius = read_radius(radius)
-        tree, n = self._tree, self.n
-        queries = Queries(_stored_points(tree), tree.ids[:n], np.full(n, NO_ID, np.int32), np.arange(n, dtype=np.int32))
         with Crew(threads, progress, cancel) as crew:
-            return find_within(tree, queries, radius, self.metric, max_pairs, crew, Telemetry())
+            own = self._placed(_stored_points(self._tree))
+            placed, _ = join_scales(own, own)
+            return find_within_points(self._weighted(placed), placed, radius, max_pairs, crew, Telemetry())
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the tree to a file that `CoverTree.load` reads; an uncompressed .npz with a checksum."""
@@ -192,10 +211,13 @@ class CoverTree:
             "n": tree.n,
             "d": self.d,
             "metric": self.metric.to_json(),
-            "sha256": _digest(tree),
         }
+        arrays = {name: getattr(tree, name) for name in _ARRAYS}
+        if self._rows is not None:
+            arrays[_ROWS] = self._rows.rows
+        header["sha256"] = _digest(arrays)
         text = np.frombuffer(json.dumps(header, sort_keys=True).encode(), np.uint8)
-        write_arrays(path, header=text, **{name: getattr(tree, name) for name in _ARRAYS})
+        write_arrays(path, header=text, **arrays)
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> CoverTree:
@@ -214,7 +236,7 @@ class CoverTree:
                         f"{path} has format version {header['version']}, this release reads version {_VERSION}; "
                         "fit the tree again, or use the release that wrote it"
                     )
-                return _restore(header, {name: file[name] for name in _ARRAYS})
+                return _restore(header, {name: file[name] for name in (*_ARRAYS, _ROWS) if name in file})
         except FileFormatError:
             raise
         except (BadZipFile, KeyError, ValueError, TypeError, EOFError) as error:
@@ -250,16 +272,29 @@ class CoverTree:
                 "metric.type",
             )
 
-    def _embedded_queries(self, Q: Any) -> NDArray[Any]:
+    def _place_queries(self, Q: Any, crew: Crew) -> tuple[Placed, Placed]:
+        """Return the tree's points, without their coordinates where nothing needs them, and the queries, in one scale."""
         queries = as_points(Q, "queries", "Q")
         if queries.shape[1] != self.d:
             raise InvalidPoints(f"queries have {queries.shape[1]} columns, the tree's points have {self.d}")
         check_metric(queries, self.metric)
         # A query is measured in the type of the tree's points: comparing them takes one arithmetic.
         if queries.dtype != self._tree.coords.dtype and not isinstance(self.metric, Haversine):
+            if isinstance(self.metric, Cosine):
+                queries = unit_sized(queries)
             with np.errstate(over="ignore"):
                 queries = as_points(queries.astype(self._tree.coords.dtype), "queries", "Q")
-        return embed(queries, self.metric)
+        none = np.empty((0, self._tree.d), self._tree.coords.dtype)
+        placed, asked = join_scales(self._placed(none), place_points(queries, self.metric, crew))
+        return (placed._replace(points=_stored_points(self._tree)) if placed.scale.least else placed), asked
+
+    def _placed(self, points: NDArray[Any]) -> Placed:
+        return Placed(points, self.metric, Scale(), self._rows, self._extent, points.dtype)
+
+    def _weighted(self, placed: Placed) -> Tree:
+        """Return the tree with the weights that the points and the queries have together."""
+        weights = placed.scale.weights
+        return self._tree._replace(weights=np.empty(0, self._tree.coords.dtype) if weights is None else weights)
 
 
 def _array_bytes(value: Any) -> int:
@@ -276,9 +311,10 @@ def _make_process(points: NDArray[Any], tree: Tree, metric: Residual, crew: Crew
     return _Process(factors, make_screen(factors, tree, crew), inducing)
 
 
-def _external(points: NDArray[Any], crew: Crew) -> Queries:
-    m = points.shape[0]
-    return Queries(points, order_queries(points, crew), np.full(m, NO_ID, np.int32), np.full(m, -1, np.int32))
+def _external(placed: Placed, asked: Placed, crew: Crew) -> Queries:
+    m = len(asked.points)
+    rows = order_queries(asked.points, crew, asked.scale.weights)
+    return Queries(asked.points, rows, np.full(m, NO_ID, np.int32), np.full(m, -1, np.int32), placed.measure(asked))
 
 
 def _stored_points(tree: Tree) -> NDArray[Any]:
@@ -289,16 +325,16 @@ def _stored_points(tree: Tree) -> NDArray[Any]:
     return points
 
 
-def _digest(tree: Tree) -> str:
+def _digest(arrays: Mapping[str, NDArray[Any]]) -> str:
     digest = hashlib.sha256()
-    for name in _ARRAYS:
-        digest.update(getattr(tree, name))
+    for array in arrays.values():
+        digest.update(array.data)
     return digest.hexdigest()
 
 
 def _restore(header: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> CoverTree:
     """Return the tree of a file; nothing in it is trusted that a kernel would follow out of bounds."""
-    n, dtype = int(header["n"]), arrays["coords"].dtype
+    n, d, dtype = int(header["n"]), int(header["d"]), arrays["coords"].dtype
     metric = read_metric(header["metric"])
     buckets = (n + LANES - 1) // LANES
     if n < 1 or dtype not in (np.float32, np.float64) or len(arrays["coords"]) % (buckets * LANES):
@@ -306,10 +342,21 @@ def _restore(header: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> CoverTr
     tree = allocate_tree(n, len(arrays["coords"]) // (buckets * LANES), dtype)
     for name in _ARRAYS:
         getattr(tree, name)[:] = arrays[name]
-    if _digest(tree) != header["sha256"] or not np.array_equal(np.sort(tree.ids[:n]), np.arange(n)):
+    if _digest(arrays) != header["sha256"] or not np.array_equal(np.sort(tree.ids[:n]), np.arange(n)):
         raise ValueError("content")
     if (tree.ids[n:] != NO_ID).any():
         raise ValueError("content")
     number_nodes(tree)
     gather_lowest(tree)
-    return CoverTree(tree, metric, int(header["d"]))
+    extent = measure_extent(_stored_points(tree), metric)
+    return CoverTree(tree, metric, d, extent, _restore_rows(metric, n, d, arrays))
+
+
+def _restore_rows(metric: Metric, n: int, d: int, arrays: dict[str, NDArray[Any]]) -> Rows | None:
+    if not isinstance(metric, Cosine):
+        return None
+    rows = np.ascontiguousarray(arrays[_ROWS])
+    if rows.dtype != arrays["coords"].dtype or rows.shape != (n, padded_width(d)):
+        raise ValueError("shape")
+    with Crew(1) as crew:
+        return square_rows(rows, d, crew)

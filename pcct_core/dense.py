@@ -8,8 +8,9 @@ per thread a block of 128 × 512 products.
 The filter loses nothing. Let u be the unit roundoff, x and q centered (an exact shift up to u|x|, u|q|), and
 R = |q| + max |x|. The product of length d, the halved norms and their difference are each within (d + 2) u R² of their
 exact values, the shifted squared distance within 4 u R² of the unshifted one, and the distance that the exact kernel
-computes within (d + 2) u of it, relatively. Altogether less than 4 (d + 8) u R², for d u far below 1; the bound is
-widened by that. Source of the expansion: Johnson, Douze, Jégou 2019, section 4; of the bounds: Higham 2002, section 3.1.
+computes within (d + 2) u of it, relatively. Weights add a rounding, u|x| and u|q|, to the shift, and one to every
+difference: 6 u R². Altogether less than 4 (d + 8) u R², for d u far below 1; the bound is widened by that.
+Source of the expansion: Johnson, Douze, Jégou 2019, section 4; of the bounds: Higham 2002, section 3.1.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from pcct_core.blas import single_threaded_blas
 from pcct_core.build import Tree
 from pcct_core.jit import entry, inner
 from pcct_core.parallel import Crew
-from pcct_core.search import Queries, count_groups, load_group, make_group, scan_lane
+from pcct_core.search import Queries, count_groups, load_group, make_group, scan_lane, settle_keys
 from pcct_core.simd import LANES, fit_below
-from pcct_core.topk import clear_best, full_best, make_best, open_front, settle, write_rows
+from pcct_core.topk import clear_best, full_best, make_best_beside, open_front, settle, write_rows
 
 _TEAM = 4  # groups whose queries share one product; 128 rows keep BLAS near its peak
 _CHUNK = 16  # buckets per product; 128 × 512 float32 products are a quarter of a typical second-level cache
@@ -34,13 +35,15 @@ _CHUNK = 16  # buckets per product; 128 × 512 float32 products are a quarter of
 class _Rows(NamedTuple):
     """The tree's points as rows, in tree order.
 
-    rows: T (buckets * LANES, d), centered, zero where empty. halves: T flat, |x|² / 2, inf where empty.
-    center: float64 (d,). longest: float64, largest |x|. low, high: T (chunks, d), boxes of _CHUNK buckets each.
+    rows: T (buckets * LANES, d), centered and weighted, zero where empty. halves: T flat, |x|² / 2, inf where empty.
+    center: float64 (d,). weights: T (d,). longest: float64, largest |x|. low, high: T (chunks, d), boxes of _CHUNK buckets
+    each, neither centered nor weighted.
     """
 
     rows: Any
     halves: Any
     center: Any
+    weights: Any
     longest: float
     low: Any
     high: Any
@@ -65,7 +68,8 @@ def _lay_out_rows(tree: Tree) -> _Rows:
     d, dtype = tree.d, tree.coords.dtype
     rows = tree.coords.reshape(-1, d, LANES).transpose(0, 2, 1).copy().reshape(-1, d)
     center = rows[: tree.n].mean(axis=0, dtype=np.float64)
-    rows[: tree.n] = rows[: tree.n] - center
+    weights = tree.weights if len(tree.weights) else np.ones(d, dtype)
+    rows[: tree.n] = (rows[: tree.n] - center) * weights
     rows[tree.n :] = 0
     squares = np.einsum("ij,ij->i", rows, rows, dtype=np.float64)
     longest = float(np.sqrt(squares.max()))
@@ -75,18 +79,19 @@ def _lay_out_rows(tree: Tree) -> _Rows:
     starts = np.arange(0, len(leaves), _CHUNK)
     low = np.minimum.reduceat(tree.low.reshape(-1, d)[leaves], starts, axis=0)
     high = np.maximum.reduceat(tree.high.reshape(-1, d)[leaves], starts, axis=0)
-    return _Rows(rows, halves, center, longest, low, high)
+    return _Rows(rows, halves, center, weights, longest, low, high)
 
 
 @entry
 def scan_teams(tree, rows, queries, k, first, last, neighbors, distances):
     """Search for the teams [first, last), each _TEAM groups of 32 consecutive entries of queries.rows."""
+    measure = queries.measure
     groups = (make_group(tree), make_group(tree), make_group(tree), make_group(tree))
     bests = (
-        make_best(k, tree.coords),
-        make_best(k, tree.coords),
-        make_best(k, tree.coords),
-        make_best(k, tree.coords),
+        make_best_beside(k, distances, tree.coords),
+        make_best_beside(k, distances, tree.coords),
+        make_best_beside(k, distances, tree.coords),
+        make_best_beside(k, distances, tree.coords),
     )
     lanes = np.empty(_TEAM, np.int64)
     reaches = np.empty(_TEAM, tree.coords.dtype)
@@ -122,9 +127,9 @@ def scan_teams(tree, rows, queries, k, first, last, neighbors, distances):
                     for lane in range(lanes[g]):
                         row = g * LANES + lane
                         if fit_below(product, row * width + column, rows.halves, bucket * LANES, fits[row]) != 0:
-                            most = max(most, scan_lane(tree, bucket, lane, groups[g], bests[g], squared))
+                            most = max(most, scan_lane(tree, bucket, lane, groups[g], bests[g], squared, measure))
                     if full_best(bests[g], most):
-                        reaches[g] = settle(bests[g], lanes[g]).bound
+                        reaches[g] = settle_keys(measure, bests[g], lanes[g]).bound
                         widen_bounds(bests[g], g, rows, squares, fits)
         for g in range(_TEAM):
             settle(bests[g], lanes[g])
@@ -137,7 +142,7 @@ def center_group(group, g, rows, centered, squares):
     for lane in range(LANES):
         total = 0.0
         for c in range(rows.center.shape[0]):
-            value = group.coords[c * LANES + lane] - rows.center[c]
+            value = (group.coords[c * LANES + lane] - rows.center[c]) * rows.weights[c]
             centered[g * LANES + lane, c] = value
             total += value * value
         squares[g * LANES + lane] = total
@@ -156,12 +161,13 @@ def widen_bounds(best, g, rows, squares, fits):
 
 
 @inner
-def box_gap(group, low, high):
-    """Return the squared distance between the group's box and another, T (d,) corners."""
+def box_gap(group, low, high, weights):
+    """Return the squared distance between the group's box and another, T (d,) corners; weights: T (d,)."""
     total = low.dtype.type(0)
     for c in range(low.shape[0]):
         gap = max(low[c] - group.high[c], group.low[c] - high[c])
         if gap > 0:
+            gap *= weights[c]
             total += gap * gap
     return total
 
@@ -173,7 +179,7 @@ def order_chunks(group, rows):
     away = np.zeros(chunks, np.float64)
     for chunk in range(chunks):
         for c in range(d):
-            gap = rows.low[chunk, c] + rows.high[chunk, c] - group.low[c] - group.high[c]
+            gap = (rows.low[chunk, c] + rows.high[chunk, c] - group.low[c] - group.high[c]) * rows.weights[c]
             away[chunk] += gap * gap
     return np.argsort(away)
 
@@ -183,5 +189,5 @@ def reach_chunk(groups, lanes, reaches, rows, chunk):
     """Return True when some group of the team can gain from the chunk."""
     reached = False
     for g in range(_TEAM):
-        reached |= lanes[g] > 0 and box_gap(groups[g], rows.low[chunk], rows.high[chunk]) <= reaches[g]
+        reached |= lanes[g] > 0 and box_gap(groups[g], rows.low[chunk], rows.high[chunk], rows.weights) <= reaches[g]
     return reached

@@ -19,8 +19,9 @@ from pcct_core.lookup import GateLookup
 from pcct_core.nearest import find_neighbors, find_predecessors, find_radius, same_arrays
 from pcct_core.order import order_points
 from pcct_core.parallel import CancelToken, Crew, Progress
-from pcct_core.points import Points, as_points, check_request, distances_out, embed
-from pcct_core.spec import MAX_PAIRS, Gate, GraphSpec, Haversine, Metric, Residual, read_k
+from pcct_core.place import finish_rows, place_points
+from pcct_core.points import as_points, check_request
+from pcct_core.spec import MAX_PAIRS, Gate, GraphSpec, Residual, read_k
 from pcct_core.telemetry import Telemetry
 from pcct_core.vif import find_residual
 
@@ -179,32 +180,31 @@ def build_graph(
     telemetry = Telemetry()
     with Crew(threads, progress, cancel) as crew:
         with telemetry.phase("prepare"):
-            embedded = _embed(points, spec.metric, crew)
+            placed = place_points(points, spec.metric, crew)
         order = None
         if spec.kind == "vecchia":
             with telemetry.phase("order"):
-                order = order_points(points, embedded, spec.order, spec.seed, crew)
+                order = order_points(points, placed.points, spec.order, spec.seed, crew, placed.scale.weights)
         wanted = {"k": spec.k} if spec.radius is None else {}
         telemetry.counts.update(n=points.shape[0], d=points.shape[1], **wanted, threads=crew.threads)
         if spec.radius is not None:
-            within = find_radius(embedded, spec.radius, spec.metric, max_pairs, crew, telemetry)
-            known = Certificate("tree", str(embedded.dtype))
+            within = find_radius(placed, spec.radius, max_pairs, crew, telemetry)
+            known = Certificate("tree", str(placed.key_type))
             return Graph(within.neighbors, within.distances, None, spec, known, telemetry, offsets=within.offsets)
         if isinstance(spec.metric, Residual):
             rows = np.arange(len(points)) if order is None else order
             followed = _followed(previous, len(points), order, spec)
-            scaled = embedded.astype(np.float64, copy=False)
             draws = seed_draws(points, spec, secret)
-            found = find_residual(scaled, rows, spec, draws, lookup, followed, crew, telemetry)
+            found = find_residual(placed.points, rows, spec, draws, lookup, followed, crew, telemetry)
             return Graph(found.neighbors, found.distances, order, spec, found.certificate, telemetry, found.lookup)
-        neighbors = np.empty((len(points), spec.k), np.int32)
-        distances = np.empty((len(points), spec.k), embedded.dtype)
+        placed = placed if order is None else placed.taken(order)
         find = find_neighbors if order is None else find_predecessors
-        placed = embedded if order is None else embedded[order]
-        method = find(placed, spec.k, neighbors, distances, crew, telemetry)
+        neighbors = np.empty((len(points), spec.k), np.int32)
+        keys = np.empty((len(points), spec.k), placed.key_type)
+        method = find(placed, spec.k, neighbors, keys, crew, telemetry)
         with telemetry.phase("finish"):
-            crew.run("", len(points), lambda a, b: distances_out(distances[a:b], spec.metric), grain=8192)
-    return Graph(neighbors, distances, order, spec, Certificate(method, str(embedded.dtype)), telemetry)
+            distances = finish_rows(placed, placed, neighbors, keys, crew, order)
+    return Graph(neighbors, distances, order, spec, Certificate(method, str(placed.key_type)), telemetry)
 
 
 def knn_graph(
@@ -283,16 +283,3 @@ def _followed(
     if len(previous.neighbors) != n or not same_order:
         raise InvalidInput("the previous graph has other points in its rows; give one with the same order, or none")
     return previous.neighbors
-
-
-def _embed(points: Points, metric: Metric, crew: Crew) -> Points:
-    """Embed the points; on the sphere on all threads, for its sines and cosines cost as much as a tree."""
-    if not isinstance(metric, Haversine):
-        return embed(points, metric)
-    embedded = np.empty((len(points), 3))
-
-    def embed_some(start: int, stop: int) -> None:
-        embedded[start:stop] = embed(points[start:stop], metric)
-
-    crew.run("", len(points), embed_some, grain=8192)
-    return embedded

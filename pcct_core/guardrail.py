@@ -12,7 +12,8 @@ from pcct_core.certificate import Certificate
 from pcct_core.graph import Graph, build_graph
 from pcct_core.nearest import find_predecessors
 from pcct_core.parallel import Crew
-from pcct_core.spec import Accuracy, GraphSpec, Inducing, Matern52, Residual
+from pcct_core.place import place_points
+from pcct_core.spec import Accuracy, Euclidean, GraphSpec, Inducing, Matern52, Residual
 from pcct_core.telemetry import Telemetry
 from pcct_core.vif import count_kept_out, lookup_from_rows, scan_behind_gates
 
@@ -100,7 +101,7 @@ def _local_scales(placed: NDArray[np.float64], threads: int | None) -> NDArray[n
     """Return the k-th scaled distance of every row to its predecessors."""
     neighbors, distances = np.empty((POINTS, NEIGHBORS), np.int32), np.empty((POINTS, NEIGHBORS))
     with Crew(threads) as crew:
-        find_predecessors(placed, NEIGHBORS, neighbors, distances, crew, Telemetry())
+        find_predecessors(place_points(placed, Euclidean(), crew), NEIGHBORS, neighbors, distances, crew, Telemetry())
     return distances[:, -1].copy()
 
 

@@ -62,10 +62,23 @@ class _Inner(CPUDispatcher):  # type: ignore[misc]
 
 def inner(function: Callable[..., Any]) -> Any:
     """Compile a function for other compiled functions to call; releases the GIL."""
+    return _compile_inner(function)
+
+
+def inlined(function: Callable[..., Any]) -> Any:
+    """Compile a function as `inner` does, into its callers, without counting references; it may make no array.
+
+    For what walks and scans: each call would hand over a hundred fields of a dozen arrays, and counting references to these for
+    every bucket takes longer than scanning it.
+    """
+    return _compile_inner(function, _nrt=False, forceinline=True)
+
+
+def _compile_inner(function: Callable[..., Any], **options: bool) -> Any:
     if config.DISABLE_JIT:
         return function
-    options = {"nopython": True, "nogil": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-    return _Inner(function, targetoptions=options)
+    shared = {"nopython": True, "nogil": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    return _Inner(function, targetoptions=shared | options)
 
 
 def entry(function: Callable[..., Any]) -> Any:

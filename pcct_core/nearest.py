@@ -13,10 +13,9 @@ from pcct_core.build import Tree, build_tree
 from pcct_core.dense import scan_points
 from pcct_core.errors import TooManyPairs
 from pcct_core.parallel import Crew
-from pcct_core.points import distances_out, squared_reach
+from pcct_core.place import Placed, refuse_lost
 from pcct_core.search import Queries, count_groups, count_rows, count_within, list_within, search_groups, search_tree
 from pcct_core.simd import LANES
-from pcct_core.spec import Metric
 from pcct_core.telemetry import Telemetry
 from pcct_core.topk import NO_ID
 
@@ -29,52 +28,58 @@ _LOW_DIMENSION = 9  # up to 8 dimensions no measured data set was faster dense
 
 
 def find_neighbors(
-    points: NDArray[Any],
+    placed: Placed,
     k: int,
     neighbors: NDArray[np.int32],
     distances: NDArray[Any],
     crew: Crew,
     telemetry: Telemetry,
 ) -> str:
-    """Write the k nearest other points of every point: neighbors int32 (n, k), distances T (n, k); points T (n, d).
+    """Write the k nearest other points of every point: neighbors int32 (n, k) and their keys (n, k), of type placed.key_type.
 
     Returns the search that was used.
     """
-    n = points.shape[0]
     with telemetry.phase("tree"):
-        tree = build_tree(points, crew)
-    limit = np.full(n, NO_ID, np.int32)
-    queries = Queries(points, tree.ids[:n], limit, np.arange(n, dtype=np.int32))
+        tree = build_tree(placed.points, crew, weights=placed.scale.weights)
+    queries = _every_point(placed, tree)
     with telemetry.phase("search"):
         return search_points(tree, queries, k, neighbors, distances, crew)
 
 
+def _every_point(placed: Placed, tree: Tree) -> Queries:
+    n = placed.points.shape[0]
+    limit = np.full(n, NO_ID, np.int32)
+    return Queries(placed.points, tree.ids[:n], limit, np.arange(n, dtype=np.int32), placed.measure())
+
+
 def find_predecessors(
-    points: NDArray[Any],
+    placed: Placed,
     k: int,
     neighbors: NDArray[np.int32],
     distances: NDArray[Any],
     crew: Crew,
     telemetry: Telemetry,
 ) -> str:
-    """Write the k nearest of rows 0 … r-1 for every row r of points, T (n, d) in rank order; arrays as in `find_neighbors`.
+    """Write the k nearest of rows 0 … r-1 for every row r of points in rank order; arrays as in `find_neighbors`.
 
     Returns the search used for the level with the most ranks.
     """
+    points = placed.points
     n = points.shape[0]
+    measure = placed.measure()
     limit = np.arange(n, dtype=np.int32)
     itself = np.full(n, -1, np.int32)
     crew.expect("search", sum(count_groups(stop - start) for start, stop in _ranges(n)))
     methods = []
-    for tree, rows in predecessor_levels(points, crew, telemetry):
+    for tree, rows in predecessor_levels(points, crew, telemetry, placed.scale.weights):
         with telemetry.phase("search"):
-            queries = Queries(points, rows, limit, itself)
+            queries = Queries(points, rows, limit, itself, measure)
             methods.append(search_points(tree, queries, k, neighbors, distances, crew))
     return methods[0]
 
 
 def predecessor_levels(
-    points: NDArray[Any], crew: Crew, telemetry: Telemetry
+    points: NDArray[Any], crew: Crew, telemetry: Telemetry, weights: NDArray[Any] | None = None
 ) -> Iterator[tuple[Tree, NDArray[np.int32]]]:
     """Yield trees of the first ranks, and the ranks, int32 in tree order, that should search each; the last ranks first.
 
@@ -86,7 +91,7 @@ def predecessor_levels(
     crew.expect("tree", sum(stop for _, stop in ranges))
     for start, stop in ranges:
         with telemetry.phase("tree"):
-            tree = build_tree(points[:stop], crew)
+            tree = build_tree(points[:stop], crew, weights=weights)
         ranks = tree.ids[:stop]
         yield tree, ranks[ranks >= start]
 
@@ -162,46 +167,60 @@ class RadiusNeighbors(NamedTuple):
         return hash((self.offsets.shape, self.neighbors.tobytes()))
 
 
-def find_radius(
-    points: NDArray[Any], radius: float, metric: Metric, max_pairs: int, crew: Crew, telemetry: Telemetry
-) -> RadiusNeighbors:
-    """Return all other points within radius, in the metric's unit, of every embedded point, T (n, d); see `find_within`."""
-    n = points.shape[0]
+def find_radius(placed: Placed, radius: float, max_pairs: int, crew: Crew, telemetry: Telemetry) -> RadiusNeighbors:
+    """Return all other points within radius, in the metric's unit, of every point; see `find_within`."""
     with telemetry.phase("tree"):
-        tree = build_tree(points, crew)
-    queries = Queries(points, tree.ids[:n], np.full(n, NO_ID, np.int32), np.arange(n, dtype=np.int32))
-    return find_within(tree, queries, radius, metric, max_pairs, crew, telemetry)
+        tree = build_tree(placed.points, crew, weights=placed.scale.weights)
+    return find_within_points(tree, placed, radius, max_pairs, crew, telemetry)
+
+
+def find_within_points(
+    tree: Tree, placed: Placed, radius: float, max_pairs: int, crew: Crew, telemetry: Telemetry
+) -> RadiusNeighbors:
+    """Return all other points within radius of every point of the tree, which is that of placed.points."""
+    return find_within(tree, _every_point(placed, tree), placed, placed, radius, max_pairs, crew, telemetry)
 
 
 def find_within(
-    tree: Tree, queries: Queries, radius: float, metric: Metric, max_pairs: int, crew: Crew, telemetry: Telemetry
+    tree: Tree,
+    queries: Queries,
+    placed: Placed,
+    asked: Placed,
+    radius: float,
+    max_pairs: int,
+    crew: Crew,
+    telemetry: Telemetry,
 ) -> RadiusNeighbors:
     """Return all points whose distance in the metric's unit, as it is returned, is at most radius, for every row.
 
-    Every row of queries.points must be asked once. The pairs are counted before memory is taken for them: raises TooManyPairs
-    when they are more than max_pairs.
+    tree: of placed.points. queries: of asked.points, every row once. The pairs are counted before memory is taken for them:
+    raises TooManyPairs when they are more than max_pairs, InvalidPoints for distances that are lost (see `place.refuse_lost`).
     """
-    bound = squared_reach(radius, metric, tree.coords.dtype)
+    reach = placed.reach(radius)
     with telemetry.phase("count"):
-        offsets = count_within(tree, queries, bound, max_pairs, crew)
+        offsets = count_within(tree, queries, reach, max_pairs, crew)
     if offsets is None:
-        raise _too_many(tree, queries, radius, metric, max_pairs, crew)
+        raise _too_many(tree, queries, placed, radius, max_pairs, crew)
     with telemetry.phase("search"):
-        neighbors, distances = list_within(tree, queries, bound, offsets, crew)
+        neighbors, keys = list_within(tree, queries, reach, offsets, crew)
     with telemetry.phase("finish"):
-        crew.run("", len(distances), lambda a, b: distances_out(distances[a:b], metric), grain=1 << 18)
+        if placed.scale.least:
+            rows = np.repeat(np.arange(len(asked.points)), np.diff(offsets))
+            refuse_lost(placed, asked, rows, neighbors, keys)
+        distances = keys if keys.dtype == placed.dtype else np.empty(len(keys), placed.dtype)
+        placed.finish(keys, distances, crew)
     telemetry.counts["pairs"] = len(neighbors)
     return RadiusNeighbors(offsets, neighbors, distances)
 
 
-def _too_many(tree: Tree, queries: Queries, radius: float, metric: Metric, max_pairs: int, crew: Crew) -> TooManyPairs:
+def _too_many(tree: Tree, queries: Queries, placed: Placed, radius: float, max_pairs: int, crew: Crew) -> TooManyPairs:
     m = len(queries.rows)
-    pairs = _estimate_pairs(tree, queries, radius, metric, crew)
+    pairs = _estimate_pairs(tree, queries, placed, radius, crew)
     said = (
         f"radius {radius} holds about {pairs:,.0f} pairs, {pairs / m:,.0f} neighbors per row on average; "
         f"at most {max_pairs:,} pairs are allowed"
     )
-    fitting = _fitting_radius(tree, queries, radius, metric, max_pairs, crew)
+    fitting = _fitting_radius(tree, queries, placed, radius, max_pairs, crew)
     if fitting is None:
         return TooManyPairs(
             f"{said}, and no smaller radius would fit: drop duplicates, or ask for k neighbors", "radius"
@@ -214,36 +233,28 @@ def _rounded_down(value: float) -> float:
     return float(Context(prec=2, rounding=ROUND_DOWN).create_decimal_from_float(value))
 
 
-def _estimate_pairs(tree: Tree, queries: Queries, radius: float, metric: Metric, crew: Crew) -> float:
+def _estimate_pairs(tree: Tree, queries: Queries, placed: Placed, radius: float, crew: Crew) -> float:
     """Return how many pairs there are within radius, judged by a few groups."""
     groups = count_groups(len(queries.rows))
-    bound = squared_reach(radius, metric, tree.coords.dtype)
+    reach = placed.reach(radius)
     scratch = np.zeros(len(queries.points) + 1, np.int64)
     chosen = sorted({groups * i // _COUNTED for i in range(_COUNTED)})
     counted, rows = 0, 0
     for group in chosen:
         crew.check()
-        counted += count_rows(tree, queries, bound, group, group + 1, scratch)
+        counted += count_rows(tree, queries, reach, group, group + 1, scratch)
         rows += min(LANES, len(queries.rows) - group * LANES)
     return counted / rows * len(queries.rows)
 
 
 def _fitting_radius(
-    tree: Tree, queries: Queries, radius: float, metric: Metric, max_pairs: int, crew: Crew
+    tree: Tree, queries: Queries, placed: Placed, radius: float, max_pairs: int, crew: Crew
 ) -> float | None:
     """Return a radius that holds nine tenths of max_pairs or less, by the same judgement; None when there is none."""
-    high = min(radius, _span(tree, metric))
+    high = min(radius, placed.span(tree.low[: tree.d], tree.high[: tree.d]))
     low = 0.0
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        fits = _estimate_pairs(tree, queries, middle, metric, crew) <= 0.9 * max_pairs
+        fits = _estimate_pairs(tree, queries, placed, middle, crew) <= 0.9 * max_pairs
         low, high = (middle, high) if fits else (low, middle)
     return low or None
-
-
-def _span(tree: Tree, metric: Metric) -> float:
-    """Return the length of the diagonal of the points' box, in the metric's unit."""
-    sides = tree.high[: tree.d].astype(np.float64) - tree.low[: tree.d]
-    diagonal = np.array([np.sqrt(np.square(sides).sum())])
-    distances_out(diagonal, metric)
-    return float(diagonal[0])

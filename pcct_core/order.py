@@ -12,7 +12,7 @@ from pcct_core.build import build_tree
 from pcct_core.columns import read_order
 from pcct_core.jit import entry, inner
 from pcct_core.parallel import Crew
-from pcct_core.simd import LANES, scan_bucket
+from pcct_core.simd import LANES, scan_bucket, scan_weighted
 from pcct_core.spec import Order, Stored
 from pcct_core.topk import NO_ID
 
@@ -22,20 +22,27 @@ _STEP_S = 0.02  # aim of one stretch of maximin steps between two reports
 
 
 def order_points(
-    points: NDArray[Any], embedded: NDArray[Any], order: Order | Stored, seed: int, crew: Crew
+    points: NDArray[Any],
+    embedded: NDArray[Any],
+    order: Order | Stored,
+    seed: int,
+    crew: Crew,
+    weights: NDArray[Any] | None = None,
 ) -> NDArray[np.int64]:
     """Return the order, int64 (n,).
 
-    points: (n, d) as given, which "coordinate" sorts by. embedded: T (n, e), where "maximin" and "hilbert" measure.
+    points: (n, d) as given, which "coordinate" sorts by. embedded: T (n, e), where "maximin" and "hilbert" measure, with
+    weights as in `build.Tree`.
     order: its name, or a stored one of the caller's own. seed: of "random" (NumPy's PCG64). Ties go to the lower index in
     every order. Raises InvalidSpec for a stored order that is none of these points.
     """
     if isinstance(order, Stored):
         return read_order(order, points.shape[0])
     if order == "maximin":
-        return maximin_order(embedded, crew)[0]
+        return maximin_order(embedded, crew, weights=weights)[0]
     if order == "hilbert":
-        return hilbert_order(embedded, crew)
+        wide = embedded if weights is None else np.multiply(embedded, weights, dtype=np.float64)
+        return hilbert_order(wide, crew)
     if order == "random":
         return np.random.default_rng(seed).permutation(points.shape[0]).astype(np.int64)
     if order == "coordinate":
@@ -87,10 +94,12 @@ class _Distant(NamedTuple):
     trail: Any
 
 
-def maximin_order(points: NDArray[Any], crew: Crew, count: int | None = None) -> tuple[NDArray[np.int64], NDArray[Any]]:
+def maximin_order(
+    points: NDArray[Any], crew: Crew, count: int | None = None, *, weights: NDArray[Any] | None = None
+) -> tuple[NDArray[np.int64], NDArray[Any]]:
     """Return the exact maximin order and each point's distance to the points before it (inf for the first).
 
-    points: T (n, e). count: how many points to order, None for all.
+    points: T (n, e). count: how many points to order, None for all. weights: as in `build.Tree`.
     The first point is the one nearest to the centroid (both in float64); each next one is the farthest from all before it,
     by distances in T; ties go to the lower index.
     Source: Guinness 2018 (the order); Schäfer, Katzfuss, Owhadi 2021, algorithm 4.1 (only points within reach are updated);
@@ -98,7 +107,7 @@ def maximin_order(points: NDArray[Any], crew: Crew, count: int | None = None) ->
     Cost: one walk of the tree per point; in low dimension O(n log² n) in all, in high dimension O(n² d).
     """
     n = points.shape[0]
-    tree = build_tree(points, crew, phase="")
+    tree = build_tree(points, crew, phase="", weights=weights)
     nodes = len(tree.skip)
     home = np.empty(n, np.int32)
     home[tree.ids[:n]] = np.arange(n, dtype=np.int32) // LANES
@@ -110,11 +119,12 @@ def maximin_order(points: NDArray[Any], crew: Crew, count: int | None = None) ->
         np.empty(nodes, np.int32),
     )
     find_farthest(tree, distant)
-    centroid = points.mean(axis=0, dtype=np.float64)
+    weighted = points if weights is None else np.multiply(points, weights, dtype=np.float64)
+    centroid = weighted.mean(axis=0, dtype=np.float64)
     count = n if count is None else count
     order = np.empty(count, np.int64)
     distances = np.empty(count, points.dtype)
-    order[0] = np.argmin(np.square(points - centroid).sum(axis=1, dtype=np.float64))
+    order[0] = np.argmin(np.square(weighted - centroid).sum(axis=1, dtype=np.float64))
     distances[0] = np.inf
     done, steps = 0, 16
     crew.report("order", 0, count)
@@ -172,6 +182,7 @@ def choose_farthest(tree, points, distant, order, distances, start, stop):
     query = np.empty(d * LANES, points.dtype)
     squared = np.empty(LANES, points.dtype)
     zero = points.dtype.type(0)
+    weighted = tree.weights.shape[0] > 0
     for rank in range(start, stop):
         chosen = order[rank]
         home = distant.home[chosen]
@@ -184,6 +195,7 @@ def choose_farthest(tree, points, distant, order, distances, start, stop):
             for c in range(d):
                 q = query[c * LANES]
                 gap = max(max(tree.low[node * d + c] - q, q - tree.high[node * d + c]), zero)
+                gap = gap * tree.weights[c] if weighted else gap
                 reach += gap * gap
             last = tree.bucket[node] + (tree.skip[node] - node + 1) // 2
             # Rounding is monotone: no point of the box computes to a smaller distance, so none would change.
@@ -191,7 +203,10 @@ def choose_farthest(tree, points, distant, order, distances, start, stop):
                 node = tree.skip[node]
             elif tree.skip[node] == node + 1:
                 first = tree.bucket[node] * LANES
-                scan_bucket(tree.coords, first * d, d, query, 0, tree.ids, first, 0, zero, squared)
+                if weighted:
+                    scan_weighted(tree.coords, first * d, d, query, 0, tree.ids, first, 0, zero, squared, tree.weights)
+                else:
+                    scan_bucket(tree.coords, first * d, d, query, 0, tree.ids, first, 0, zero, squared)
                 for place in range(LANES):
                     distance = np.sqrt(squared[place])
                     if distance < distant.places[first + place]:

@@ -16,10 +16,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pcct_core.build import DEPTH, Tree, build_tree
-from pcct_core.jit import entry, inner
+from pcct_core.jit import entry, inlined, inner
+from pcct_core.measure import BY_COORDINATES, COORDINATES, Measure, Reach, measure_candidate, widen_front
 from pcct_core.parallel import Crew
-from pcct_core.simd import LANES, count_bits, drop_lowest_bit, lowest_bit, reach_box, scan_bucket
-from pcct_core.topk import NO_ID, Front, clear_best, full_best, make_best, open_front, settle, sort_rows, write_rows
+from pcct_core.simd import (
+    LANES,
+    count_bits,
+    drop_lowest_bit,
+    keep_bits,
+    lowest_bit,
+    reach_box,
+    reach_weighted,
+    scan_bucket,
+    scan_weighted,
+)
+from pcct_core.topk import (
+    NO_ID,
+    Front,
+    clear_best,
+    full_best,
+    make_best_beside,
+    open_front,
+    settle,
+    sort_rows,
+    write_rows,
+)
 
 _LONG = 1024  # neighbors of a row that are still collected beside those of 31 others: 384 kB in float64
 
@@ -29,13 +50,14 @@ class Queries(NamedTuple):
 
     points: T (m, d). rows: int32 (g,), the rows of points that are asked, in group order; also their rows in the answer.
     limit:  int32 (m,), only indices below it may be neighbors of the row. itself: int32 (m,), index that is the row's own
-            point and never its neighbor, -1 where there is none.
+            point and never its neighbor, -1 where there is none. measure: what orders the candidates.
     """
 
     points: Any
     rows: Any
     limit: Any
     itself: Any
+    measure: Measure = BY_COORDINATES
 
 
 class _Group(NamedTuple):
@@ -64,16 +86,16 @@ class _Walk(NamedTuple):
     middle: Any
 
 
-def order_queries(points: NDArray[Any], crew: Crew) -> NDArray[np.int32]:
+def order_queries(points: NDArray[Any], crew: Crew, weights: NDArray[Any] | None = None) -> NDArray[np.int32]:
     """Return the rows of points, T (m, d), in an order in which neighbors stand together: that of their own tree."""
-    rows: NDArray[np.int32] = build_tree(points, crew, phase="").ids[: points.shape[0]]
+    rows: NDArray[np.int32] = build_tree(points, crew, phase="", weights=weights).ids[: points.shape[0]]
     return rows
 
 
-def count_within(tree: Tree, queries: Queries, bound: Any, most: int, crew: Crew) -> NDArray[np.int64] | None:
+def count_within(tree: Tree, queries: Queries, reach: Reach, most: int, crew: Crew) -> NDArray[np.int64] | None:
     """Count the points within reach of every asked row; None as soon as they are more than `most` altogether.
 
-    Every row of queries.points must be asked once. bound: T, largest squared distance.
+    Every row of queries.points must be asked once.
     Returns offsets int64 (m + 1,): where the neighbors of each row begin when they stand row behind row.
     """
     offsets = np.zeros(queries.points.shape[0] + 1, np.int64)
@@ -81,7 +103,7 @@ def count_within(tree: Tree, queries: Queries, bound: Any, most: int, crew: Crew
 
     def count_some(first: int, last: int) -> None:
         if sum(counted) <= most:
-            counted.append(count_rows(tree, queries, bound, first, last, offsets))
+            counted.append(count_rows(tree, queries, reach, first, last, offsets))
 
     crew.run("count", count_groups(len(queries.rows)), count_some, grain=4)
     if sum(counted) > most:
@@ -91,17 +113,18 @@ def count_within(tree: Tree, queries: Queries, bound: Any, most: int, crew: Crew
 
 
 def list_within(
-    tree: Tree, queries: Queries, bound: Any, offsets: NDArray[np.int64], crew: Crew
+    tree: Tree, queries: Queries, reach: Reach, offsets: NDArray[np.int64], crew: Crew
 ) -> tuple[NDArray[np.int32], NDArray[Any]]:
-    """List the points that `count_within` has counted, each row ascending by (distance, index).
+    """List the points that `count_within` has counted, each row ascending by (key, index).
 
-    Returns neighbors int32 (pairs,) and distances T (pairs,), embedded; those of row i are at offsets[i]:offsets[i + 1].
+    Returns neighbors int32 (pairs,) and their keys (pairs,), in the type of reach.key; those of row i are at
+    offsets[i]:offsets[i + 1].
     """
     neighbors = np.empty(offsets[-1], np.int32)
-    distances = np.empty(offsets[-1], tree.coords.dtype)
+    distances = np.empty(offsets[-1], reach.key.dtype)
     groups = count_groups(len(queries.rows))
     crew.run(
-        "search", groups, lambda a, b: list_rows(tree, queries, bound, a, b, offsets, neighbors, distances), grain=4
+        "search", groups, lambda a, b: list_rows(tree, queries, reach, a, b, offsets, neighbors, distances), grain=4
     )
     return neighbors, distances
 
@@ -124,10 +147,10 @@ def search_groups(tree, queries, k, first, last, neighbors, distances):
     """Search for the groups [first, last), each 32 consecutive entries of queries.rows; return how many times a query
     scanned a bucket.
     """
-    scans = 0
+    scans, measure = 0, queries.measure
     group = make_group(tree)
     walk = make_walk(tree)
-    best = make_best(k, tree.coords)
+    best = make_best_beside(k, distances, tree.coords)
     squared = np.empty(LANES, tree.coords.dtype)
     for number in range(first, last):
         lanes, highest = load_group(group, queries, number)
@@ -135,14 +158,21 @@ def search_groups(tree, queries, k, first, last, neighbors, distances):
         front = open_front(best)
         waiting, node = next_bucket(tree, walk, start_walk(walk), group, front, highest)
         while node >= 0:
-            most, active = scan_node(tree, node, group, best, squared)
+            most, active = scan_node(tree, node, group, best, squared, measure)
             scans += active
             if full_best(best, most):
-                front = settle(best, lanes)
+                front = settle_keys(measure, best, lanes)
             waiting, node = next_bucket(tree, walk, waiting, group, front, highest)
         settle(best, lanes)
         write_rows(best, lanes, group.rows, neighbors, distances)
     return scans
+
+
+@inner
+def settle_keys(measure, best, lanes):
+    """Sort and merge what was appended, and return the front of what can still be gained."""
+    front = settle(best, lanes)
+    return front if measure.kind == COORDINATES else widen_front(measure, best, lanes, front)
 
 
 @inner
@@ -200,7 +230,7 @@ def start_walk(walk):
     return np.int64(1)
 
 
-@inner
+@inlined
 def next_bucket(tree, walk, waiting, group, front, highest):
     """Walk on to the next leaf within reach; return the number of waiting nodes and the leaf, -1 when none is left.
 
@@ -232,21 +262,24 @@ def out_of_reach(reach, lowest, front):
     return reach > front.bound or (lowest > front.index and np.sqrt(reach) >= front.distance)
 
 
-@inner
+@inlined
 def push_node(tree, walk, floor, waiting, node, group, front):
     """Put a node on the stack among its siblings [floor, waiting), farthest from the group's middle lowest."""
     reach = walk.reach.dtype.type(0)
     middle = reach
     half = walk.reach.dtype.type(0.5)
     corner = node * tree.d
+    weighted = tree.weights.shape[0] > 0
     for c in range(tree.d):
         low, high = tree.low[corner + c], tree.high[corner + c]
         gap = max(low - group.high[c], group.low[c] - high)
         if gap > 0:
+            gap = gap * tree.weights[c] if weighted else gap
             reach += gap * gap
         center = group.low[c] + (group.high[c] - group.low[c]) * half
         gap = max(low - center, center - high)
         if gap > 0:
+            gap = gap * tree.weights[c] if weighted else gap
             middle += gap * gap
     if out_of_reach(reach, tree.lowest[node], front):
         return waiting
@@ -258,67 +291,91 @@ def push_node(tree, walk, floor, waiting, node, group, front):
     return waiting + 1
 
 
-@inner
-def scan_node(tree, node, group, best, squared):
+@inlined
+def scan_node(tree, node, group, best, squared, measure):
     """Let every query that can gain from the leaf's bucket scan it.
 
     Returns the largest number of rows that a query has appended, and how many queries scanned.
     """
     bucket = tree.bucket[node]
     most, scans = -best.size, 0
-    active = reach_box(group.coords, best.bounds, tree.low, tree.high, node, tree.d)
+    active = reach_leaf(tree, node, group, best.bounds)
     while active != 0:
         lane = lowest_bit(active)
         active = drop_lowest_bit(active)
-        most = max(most, scan_lane(tree, bucket, lane, group, best, squared))
+        most = max(most, scan_lane(tree, bucket, lane, group, best, squared, measure))
         scans += 1
     return most, scans
 
 
-@inner
-def scan_lane(tree, bucket, lane, group, best, squared):
+@inlined
+def reach_leaf(tree, node, group, bounds):
+    """Return uint32 whose bit l is set where query l may have a point of the node's box within its bound, T (LANES)."""
+    if tree.weights.shape[0] > 0:
+        return reach_weighted(group.coords, bounds, tree.low, tree.high, node, tree.d, tree.weights)
+    return reach_box(group.coords, bounds, tree.low, tree.high, node, tree.d)
+
+
+@inlined
+def scan_lane(tree, bucket, lane, group, best, squared, measure):
     """Append the bucket's points within one query's bound to its candidates; return how many it has now."""
     first = bucket * LANES
-    limit, bound = group.limit[lane], best.bounds[lane]
-    near = scan_bucket(tree.coords, first * tree.d, tree.d, group.coords, lane, tree.ids, first, limit, bound, squared)
     count = best.counts[lane]
+    near = scan_within(tree, first, lane, group, best.bounds[lane], squared)
     while near != 0:
         place = lowest_bit(near)
         near = drop_lowest_bit(near)
         index = tree.ids[first + place]
         if index != group.itself[lane]:
             at = (best.size + count) * LANES + lane
-            best.distances[at] = np.sqrt(squared[place])
+            if measure.kind == COORDINATES:
+                best.distances[at] = np.sqrt(squared[place])
+            else:
+                best.distances[at] = measure_candidate(measure, tree, group, first + place, lane, squared[place])
             best.ids[at] = index
             count += 1
     best.counts[lane] = count
     return count
 
 
+@inlined
+def scan_within(tree, first, lane, group, bound, squared):
+    """Return the bits of a bucket's points whose squared coordinates' distance is within the bound of one query, and allowed.
+
+    first: the bucket's first place. squared: T (LANES), receives all squared distances.
+    """
+    limit, at = group.limit[lane], first * tree.d
+    if tree.weights.shape[0] > 0:
+        return scan_weighted(
+            tree.coords, at, tree.d, group.coords, lane, tree.ids, first, limit, bound, squared, tree.weights
+        )
+    return scan_bucket(tree.coords, at, tree.d, group.coords, lane, tree.ids, first, limit, bound, squared)
+
+
 @entry
-def count_rows(tree, queries, bound, first, last, offsets):
+def count_rows(tree, queries, reach, first, last, offsets):
     """Count all points within reach for the groups [first, last): each row's number goes to offsets[row + 1].
 
-    bound: T, largest squared distance. A row's own point is always within reach, and is not counted. Returns the sum.
+    reach: a `measure.Reach`. A row's own point is always within reach, and is not counted. Returns the sum.
     """
-    total = 0
+    total, measure = 0, queries.measure
     group, walk, squared = make_group(tree), make_walk(tree), np.empty(LANES, tree.coords.dtype)
     counts = np.empty(LANES, np.int64)
     bounds = np.empty(LANES, tree.coords.dtype)
-    front = Front(bound, bound, NO_ID)
+    front = Front(reach.outside, reach.outside, NO_ID)
     for number in range(first, last):
         lanes, highest = load_group(group, queries, number)
         for lane in range(LANES):
-            bounds[lane] = bound if lane < lanes else -1
+            bounds[lane] = reach.outside if lane < lanes else -1
         for lane in range(LANES):
             counts[lane] = -1 if group.itself[lane] >= 0 else 0
         waiting, node = next_bucket(tree, walk, start_walk(walk), group, front, highest)
         while node >= 0:
-            active = reach_box(group.coords, bounds, tree.low, tree.high, node, tree.d)
+            active = reach_leaf(tree, node, group, bounds)
             while active != 0:
                 lane = lowest_bit(active)
                 active = drop_lowest_bit(active)
-                counts[lane] += count_bits(scan_within(tree, node, lane, group, bound, squared))
+                counts[lane] += count_bits(find_within_reach(tree, node, lane, group, measure, reach, squared))
             waiting, node = next_bucket(tree, walk, waiting, group, front, highest)
         for lane in range(lanes):
             offsets[group.rows[lane] + 1] = counts[lane]
@@ -327,20 +384,21 @@ def count_rows(tree, queries, bound, first, last, offsets):
 
 
 @entry
-def list_rows(tree, queries, bound, first, last, offsets, neighbors, distances):
-    """Write all points within reach for the groups [first, last), each row to its place and sorted by (distance, index).
+def list_rows(tree, queries, reach, first, last, offsets, neighbors, distances):
+    """Write all points within reach for the groups [first, last), each row to its place and sorted by (key, index).
 
     The rows of a group are collected side by side and sorted together; long ones, which would take much memory so, in place.
     """
+    measure = queries.measure
     group, walk, squared = make_group(tree), make_walk(tree), np.empty(LANES, tree.coords.dtype)
-    beside = _Beside(np.empty(_LONG * LANES, np.int32), np.empty(_LONG * LANES, tree.coords.dtype))
+    beside = _Beside(np.empty(_LONG * LANES, np.int32), np.empty(_LONG * LANES, distances.dtype))
     ends = np.empty(LANES, np.int64)
     bounds = np.empty(LANES, tree.coords.dtype)
-    front = Front(bound, bound, NO_ID)
+    front = Front(reach.outside, reach.outside, NO_ID)
     for number in range(first, last):
         lanes, highest = load_group(group, queries, number)
         for lane in range(LANES):
-            bounds[lane] = bound if lane < lanes else -1
+            bounds[lane] = reach.outside if lane < lanes else -1
         longest = longest_row(group, lanes, offsets)
         together = longest <= _LONG
         step = LANES if together else 1
@@ -349,19 +407,13 @@ def list_rows(tree, queries, bound, first, last, offsets, neighbors, distances):
         ids, found = (beside.ids, beside.distances) if together else (neighbors, distances)
         waiting, node = next_bucket(tree, walk, start_walk(walk), group, front, highest)
         while node >= 0:
-            active = reach_box(group.coords, bounds, tree.low, tree.high, node, tree.d)
+            active = reach_leaf(tree, node, group, bounds)
             while active != 0:
                 lane = lowest_bit(active)
                 active = drop_lowest_bit(active)
-                near = scan_within(tree, node, lane, group, bound, squared)
-                while near != 0:
-                    place = lowest_bit(near)
-                    near = drop_lowest_bit(near)
-                    index = tree.ids[tree.bucket[node] * LANES + place]
-                    if index != group.itself[lane]:
-                        ids[ends[lane]] = index
-                        found[ends[lane]] = np.sqrt(squared[place])
-                        ends[lane] += step
+                ends[lane] = list_bucket(
+                    tree, node, lane, group, measure, reach, squared, (ids, found, ends[lane], step)
+                )
             waiting, node = next_bucket(tree, walk, waiting, group, front, highest)
         if together:
             write_sorted(beside, longest, lanes, group.rows, offsets, neighbors, distances)
@@ -371,12 +423,46 @@ def list_rows(tree, queries, bound, first, last, offsets, neighbors, distances):
                 sort_pairs(neighbors[start : ends[lane]], distances[start : ends[lane]])
 
 
-@inner
-def scan_within(tree, node, lane, group, bound, squared):
-    """Return the bits of the leaf's points within reach of one query; squared: T (LANES), receives all distances."""
+@inlined
+def list_bucket(tree, node, lane, group, measure, reach, squared, out):
+    """Write the leaf's points within reach of one query, itself excepted; return where the next one goes.
+
+    out: (ids, keys, at, step), the arrays, the place of the first and what lies between two.
+    """
+    ids, keys, at, step = out
     first = tree.bucket[node] * LANES
-    limit = group.limit[lane]
-    return scan_bucket(tree.coords, first * tree.d, tree.d, group.coords, lane, tree.ids, first, limit, bound, squared)
+    near = find_within_reach(tree, node, lane, group, measure, reach, squared)
+    while near != 0:
+        place = lowest_bit(near)
+        near = drop_lowest_bit(near)
+        index = tree.ids[first + place]
+        if index != group.itself[lane]:
+            ids[at] = index
+            if measure.kind == COORDINATES:
+                keys[at] = np.sqrt(squared[place])
+            else:
+                keys[at] = measure_candidate(measure, tree, group, first + place, lane, squared[place])
+            at += step
+    return at
+
+
+@inlined
+def find_within_reach(tree, node, lane, group, measure, reach, squared):
+    """Return the bits of the leaf's points within reach of one query; squared: T (LANES), receives all squared distances."""
+    first = tree.bucket[node] * LANES
+    near = scan_within(tree, first, lane, group, reach.outside, squared)
+    if reach.inside == reach.outside:
+        return near
+    kept, left = near, near
+    while left != 0:
+        rest = drop_lowest_bit(left)
+        place = lowest_bit(left)
+        if squared[place] > reach.inside and (
+            measure_candidate(measure, tree, group, first + place, lane, squared[place]) > reach.key
+        ):
+            kept = keep_bits(kept, ~(left ^ rest))
+        left = rest
+    return kept
 
 
 @inner

@@ -78,91 +78,128 @@ def _widest(array_type: Any) -> int:
     return int(512 // array_type.dtype.bitwidth)
 
 
+def _scan_code(context: Any, builder: Any, sig: Any, args: Any, weights: Any = None) -> Any:
+    """Compute squared distances to a bucket; weights: a typed array that multiplies the differences, None for none."""
+    coords_t, _, _, query_t, _, ids_t, _, _, _, out_t = sig.args[:10]
+    coords_v, offset_v, d_v, query_v, column_v, ids_v, first_v, limit_v, bound_v, out_v = args[:10]
+    lanes = _widest(coords_t)
+    parts = LANES // lanes
+    intp = offset_v.type
+    scalar = context.get_value_type(coords_t.dtype)
+    vector = ir.VectorType(scalar, lanes)
+    zero = ir.Constant(vector, [0.0] * lanes)
+    totals = [cgutils.alloca_once_value(builder, zero) for _ in range(parts)]
+    for total in totals:
+        builder.store(zero, total)
+    query_data = context.make_array(query_t)(context, builder, value=query_v).data
+    with cgutils.for_range(builder, d_v, intp=intp) as loop:
+        row = builder.mul(loop.index, ir.Constant(intp, LANES))
+        value = builder.load(builder.gep(query_data, [builder.add(row, column_v)]))
+        q = _splat(builder, value, lanes)
+        weight = _weight(context, builder, weights, loop.index, lanes)
+        base = builder.add(offset_v, row)
+        for part, total in enumerate(totals):
+            start = builder.add(base, ir.Constant(intp, part * lanes))
+            difference = builder.fsub(_load(builder, context, coords_t, coords_v, start, lanes), q)
+            if weight is not None:
+                difference = builder.fmul(difference, weight)
+            square = builder.fmul(difference, difference)
+            builder.store(builder.fadd(builder.load(total), square), total)
+    mask = ir.Constant(ir.IntType(32), 0)
+    bounds = _splat(builder, bound_v, lanes)
+    limits = _splat(builder, limit_v, lanes)
+    for part, total in enumerate(totals):
+        distance = builder.load(total)
+        start = ir.Constant(intp, part * lanes)
+        _store(builder, context, out_t, out_v, start, distance)
+        near = builder.fcmp_ordered("<=", distance, bounds)
+        ranks = _load(builder, context, ids_t, ids_v, builder.add(first_v, start), lanes)
+        allowed = builder.icmp_signed("<", ranks, limits)
+        bits = _bits(builder, builder.and_(near, allowed))
+        mask = builder.or_(mask, builder.shl(bits, ir.Constant(ir.IntType(32), part * lanes)))
+    return mask
+
+
+def _weight(context: Any, builder: Any, weights: Any, at: Any, lanes: int) -> Any:
+    """Return one weight in every lane, None where there are none."""
+    if weights is None:
+        return None
+    data = context.make_array(weights[0])(context, builder, value=weights[1]).data
+    return _splat(builder, builder.load(builder.gep(data, [at])), lanes)
+
+
 @intrinsic
 def _scan_bucket(typingctx, coords, offset, d, query, column, ids, first, limit, bound, out):
     signature = types.uint32(
         coords, types.intp, types.intp, query, types.intp, ids, types.intp, types.int32, coords.dtype, out
     )
+    return signature, _scan_code
+
+
+@intrinsic
+def _scan_weighted(typingctx, coords, offset, d, query, column, ids, first, limit, bound, out, weights):
+    signature = types.uint32(
+        coords, types.intp, types.intp, query, types.intp, ids, types.intp, types.int32, coords.dtype, out, weights
+    )
 
     def codegen(context, builder, sig, args):
-        coords_t, _, _, query_t, _, ids_t, _, _, _, out_t = sig.args
-        coords_v, offset_v, d_v, query_v, column_v, ids_v, first_v, limit_v, bound_v, out_v = args
-        lanes = _widest(coords_t)
-        parts = LANES // lanes
-        intp = offset_v.type
-        scalar = context.get_value_type(coords_t.dtype)
-        vector = ir.VectorType(scalar, lanes)
-        zero = ir.Constant(vector, [0.0] * lanes)
-        totals = [cgutils.alloca_once_value(builder, zero) for _ in range(parts)]
-        for total in totals:
-            builder.store(zero, total)
-        query_data = context.make_array(query_t)(context, builder, value=query_v).data
-        with cgutils.for_range(builder, d_v, intp=intp) as loop:
-            row = builder.mul(loop.index, ir.Constant(intp, LANES))
-            value = builder.load(builder.gep(query_data, [builder.add(row, column_v)]))
-            q = _splat(builder, value, lanes)
-            base = builder.add(offset_v, row)
-            for part, total in enumerate(totals):
-                start = builder.add(base, ir.Constant(intp, part * lanes))
-                difference = builder.fsub(_load(builder, context, coords_t, coords_v, start, lanes), q)
-                square = builder.fmul(difference, difference)
-                builder.store(builder.fadd(builder.load(total), square), total)
-        mask = ir.Constant(ir.IntType(32), 0)
-        bounds = _splat(builder, bound_v, lanes)
-        limits = _splat(builder, limit_v, lanes)
-        for part, total in enumerate(totals):
-            distance = builder.load(total)
-            start = ir.Constant(intp, part * lanes)
-            _store(builder, context, out_t, out_v, start, distance)
-            near = builder.fcmp_ordered("<=", distance, bounds)
-            ranks = _load(builder, context, ids_t, ids_v, builder.add(first_v, start), lanes)
-            allowed = builder.icmp_signed("<", ranks, limits)
-            bits = _bits(builder, builder.and_(near, allowed))
-            mask = builder.or_(mask, builder.shl(bits, ir.Constant(ir.IntType(32), part * lanes)))
-        return mask
+        return _scan_code(context, builder, sig, args, (sig.args[-1], args[-1]))
 
     return signature, codegen
 
 
+def _reach_code(context: Any, builder: Any, sig: Any, args: Any, weights: Any = None) -> Any:
+    """Compare squared distances to a box with bounds; weights as in `_scan_code`."""
+    queries_t, bounds_t, low_t, high_t = sig.args[:4]
+    queries_v, bounds_v, low_v, high_v, node_v, d_v = args[:6]
+    lanes = _widest(queries_t)
+    parts = LANES // lanes
+    intp = node_v.type
+    scalar = context.get_value_type(queries_t.dtype)
+    zero = ir.Constant(ir.VectorType(scalar, lanes), [0.0] * lanes)
+    totals = [cgutils.alloca_once_value(builder, zero) for _ in range(parts)]
+    for total in totals:
+        builder.store(zero, total)
+    low_data = context.make_array(low_t)(context, builder, value=low_v).data
+    high_data = context.make_array(high_t)(context, builder, value=high_v).data
+    corner = builder.mul(node_v, d_v)
+    with cgutils.for_range(builder, d_v, intp=intp) as loop:
+        at = builder.add(corner, loop.index)
+        low_c = _splat(builder, builder.load(builder.gep(low_data, [at])), lanes)
+        high_c = _splat(builder, builder.load(builder.gep(high_data, [at])), lanes)
+        weight = _weight(context, builder, weights, loop.index, lanes)
+        row = builder.mul(loop.index, ir.Constant(intp, LANES))
+        for part, total in enumerate(totals):
+            start = builder.add(row, ir.Constant(intp, part * lanes))
+            q = _load(builder, context, queries_t, queries_v, start, lanes)
+            below = builder.fsub(low_c, q)
+            above = builder.fsub(q, high_c)
+            gap = builder.select(builder.fcmp_ordered(">", below, above), below, above)
+            gap = builder.select(builder.fcmp_ordered(">", gap, zero), gap, zero)
+            if weight is not None:
+                gap = builder.fmul(gap, weight)
+            builder.store(builder.fadd(builder.load(total), builder.fmul(gap, gap)), total)
+    mask = ir.Constant(ir.IntType(32), 0)
+    for part, total in enumerate(totals):
+        start = ir.Constant(intp, part * lanes)
+        reach = builder.fcmp_ordered(
+            "<=", builder.load(total), _load(builder, context, bounds_t, bounds_v, start, lanes)
+        )
+        mask = builder.or_(mask, builder.shl(_bits(builder, reach), ir.Constant(ir.IntType(32), part * lanes)))
+    return mask
+
+
 @intrinsic
 def _reach_box(typingctx, queries, bounds, low, high, node, d):
-    signature = types.uint32(queries, bounds, low, high, types.intp, types.intp)
+    return types.uint32(queries, bounds, low, high, types.intp, types.intp), _reach_code
+
+
+@intrinsic
+def _reach_weighted(typingctx, queries, bounds, low, high, node, d, weights):
+    signature = types.uint32(queries, bounds, low, high, types.intp, types.intp, weights)
 
     def codegen(context, builder, sig, args):
-        queries_t, bounds_t, low_t, high_t, _, _ = sig.args
-        queries_v, bounds_v, low_v, high_v, node_v, d_v = args
-        lanes = _widest(queries_t)
-        parts = LANES // lanes
-        intp = node_v.type
-        scalar = context.get_value_type(queries_t.dtype)
-        zero = ir.Constant(ir.VectorType(scalar, lanes), [0.0] * lanes)
-        totals = [cgutils.alloca_once_value(builder, zero) for _ in range(parts)]
-        for total in totals:
-            builder.store(zero, total)
-        low_data = context.make_array(low_t)(context, builder, value=low_v).data
-        high_data = context.make_array(high_t)(context, builder, value=high_v).data
-        corner = builder.mul(node_v, d_v)
-        with cgutils.for_range(builder, d_v, intp=intp) as loop:
-            at = builder.add(corner, loop.index)
-            low_c = _splat(builder, builder.load(builder.gep(low_data, [at])), lanes)
-            high_c = _splat(builder, builder.load(builder.gep(high_data, [at])), lanes)
-            row = builder.mul(loop.index, ir.Constant(intp, LANES))
-            for part, total in enumerate(totals):
-                start = builder.add(row, ir.Constant(intp, part * lanes))
-                q = _load(builder, context, queries_t, queries_v, start, lanes)
-                below = builder.fsub(low_c, q)
-                above = builder.fsub(q, high_c)
-                gap = builder.select(builder.fcmp_ordered(">", below, above), below, above)
-                gap = builder.select(builder.fcmp_ordered(">", gap, zero), gap, zero)
-                builder.store(builder.fadd(builder.load(total), builder.fmul(gap, gap)), total)
-        mask = ir.Constant(ir.IntType(32), 0)
-        for part, total in enumerate(totals):
-            start = ir.Constant(intp, part * lanes)
-            reach = builder.fcmp_ordered(
-                "<=", builder.load(total), _load(builder, context, bounds_t, bounds_v, start, lanes)
-            )
-            mask = builder.or_(mask, builder.shl(_bits(builder, reach), ir.Constant(ir.IntType(32), part * lanes)))
-        return mask
+        return _reach_code(context, builder, sig, args, (sig.args[-1], args[-1]))
 
     return signature, codegen
 
@@ -328,6 +365,33 @@ def _multiply_rows(typingctx, rows, at, others, starts, width, out):
     return signature, codegen
 
 
+@intrinsic
+def _dot_rows(typingctx, rows, at, others, start, width):
+    signature = types.float64(rows, types.intp, others, types.intp, types.intp)
+
+    def codegen(context, builder, sig, args):
+        rows_t, _, others_t, _, _ = sig.args
+        rows_v, at_v, others_v, start_v, width_v = args
+        intp = at_v.type
+        vector = ir.VectorType(ir.DoubleType(), COLUMNS)
+        total = cgutils.alloca_once_value(builder, ir.Constant(vector, [0.0] * COLUMNS))
+        builder.store(ir.Constant(vector, [0.0] * COLUMNS), total)
+
+        def load(array_t: Any, array_v: Any, offset: Any) -> Any:
+            values = _load(builder, context, array_t, array_v, offset, COLUMNS)
+            return values if array_t.dtype.bitwidth == 64 else builder.fpext(values, vector)
+
+        steps = builder.sdiv(width_v, ir.Constant(intp, COLUMNS))
+        with cgutils.for_range(builder, steps, intp=intp) as loop:
+            shift = builder.mul(loop.index, ir.Constant(intp, COLUMNS))
+            own = load(rows_t, rows_v, builder.add(at_v, shift))
+            other = load(others_t, others_v, builder.add(start_v, shift))
+            builder.store(builder.fadd(builder.load(total), builder.fmul(own, other)), total)
+        return _sum(builder, builder.load(total))
+
+    return signature, codegen
+
+
 def _sum(builder: Any, values: Any) -> Any:
     """Return the sum of a vector's elements: halves are added until one is left."""
     lanes = values.type.count
@@ -402,21 +466,49 @@ if config.DISABLE_JIT:
         bound: Any,
         out: Any,
     ) -> int:
+        weights = np.ones(d, coords.dtype)
+        return scan_weighted(coords, offset, d, queries, lane, ids, first, limit, bound, out, weights)
+
+    def scan_weighted(  # noqa: D103
+        coords: Any,
+        offset: int,
+        d: int,
+        queries: Any,
+        lane: int,
+        ids: Any,
+        first: int,
+        limit: int,
+        bound: Any,
+        out: Any,
+        weights: Any,
+    ) -> int:
         total = np.zeros(LANES, coords.dtype)
         for c in range(d):
             row = offset + c * LANES
-            difference = coords[row : row + LANES] - queries[c * LANES + lane]
+            difference = (coords[row : row + LANES] - queries[c * LANES + lane]) * weights[c]
             total += difference * difference
         out[:] = total
         return _pack((total <= bound) & (ids[first : first + LANES] < limit))
 
     def reach_box(queries: Any, bounds: Any, low: Any, high: Any, node: int, d: int) -> int:  # noqa: D103
+        return reach_weighted(queries, bounds, low, high, node, d, np.ones(d, queries.dtype))
+
+    def reach_weighted(queries: Any, bounds: Any, low: Any, high: Any, node: int, d: int, weights: Any) -> int:  # noqa: D103
         total = np.zeros(LANES, queries.dtype)
         for c in range(d):
             q = queries[c * LANES : (c + 1) * LANES]
-            gap = np.maximum(np.maximum(low[node * d + c] - q, q - high[node * d + c]), 0)
+            gap = np.maximum(np.maximum(low[node * d + c] - q, q - high[node * d + c]), 0) * weights[c]
             total += gap * gap
         return _pack(total <= bounds)
+
+    def dot_rows(rows: Any, i: int, others: Any, j: int) -> Any:  # noqa: D103
+        total = np.zeros(COLUMNS)
+        for c in range(0, rows.shape[1], COLUMNS):
+            own = rows[i, c : c + COLUMNS].astype(np.float64)
+            total += own * others[j, c : c + COLUMNS].astype(np.float64)
+        while len(total) > 1:
+            total = total[: len(total) // 2] + total[len(total) // 2 :]
+        return total[0]
 
     def order_rows(distances: Any, ids: Any, low: int, high: int) -> None:  # noqa: D103
         a, b = slice(low * LANES, (low + 1) * LANES), slice(high * LANES, (high + 1) * LANES)
@@ -489,6 +581,24 @@ else:
         sums run over the same dimensions in the same order, so the computed gap sum ≤ the computed squared distance.
         """
         return _reach_box(queries, bounds, low, high, node, d)
+
+    @inner
+    def scan_weighted(coords, offset, d, queries, lane, ids, first, limit, bound, out, weights):
+        """Do what `scan_bucket` does, with every difference of coordinates c multiplied by weights[c]; weights: T (d,)."""
+        return _scan_weighted(coords, offset, d, queries, lane, ids, first, np.int32(limit), bound, out, weights)
+
+    @inner
+    def reach_weighted(queries, bounds, low, high, node, d, weights):
+        """Do what `reach_box` does for `scan_weighted`: rounding is monotone in a product with one weight, too."""
+        return _reach_weighted(queries, bounds, low, high, node, d, weights)
+
+    @inner
+    def dot_rows(rows, i, others, j):
+        """Return the inner product of row i and row j of others in float64, without fused multiply-add.
+
+        rows, others: T (…, width), width a multiple of COLUMNS. It is summed by column modulo 8, then these eight in halves.
+        """
+        return _dot_rows(rows, i * rows.shape[1], others, j * others.shape[1], rows.shape[1])
 
     @inner
     def order_rows(distances, ids, low, high):

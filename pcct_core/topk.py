@@ -23,7 +23,7 @@ NO_ID = np.int32(2**31 - 1)  # sorts after every point, so an empty place is alw
 class Best(NamedTuple):
     """Candidates of one group of 32 queries.
 
-    distances: T flat ((size + room) * LANES), not squared. ids: int32, same layout.
+    distances: flat ((size + room) * LANES), not squared; T, or float64 where a metric measures itself. ids: int32, same layout.
     counts:    int64 (LANES), rows appended since the last settle, less `size` before the first one: what comes first is
                appended to the best rows, which are still empty.
     bounds:    T (LANES), squared: what is above cannot enter.
@@ -44,12 +44,21 @@ class Best(NamedTuple):
 
 @inner
 def make_best(k, dtype_of):
-    """Return a Best for k neighbors with distances in the type of the array `dtype_of`; `clear_best` fills it in."""
+    """Return a Best for k neighbors, distances and bounds in the type of the array `dtype_of`; see `make_best_beside`."""
+    return make_best_beside(k, dtype_of, dtype_of)
+
+
+@inner
+def make_best_beside(k, dtype_of, bounds_of):
+    """Return a Best whose distances have the type of one array and whose bounds that of another, the coordinates'.
+
+    `clear_best` fills it in.
+    """
     size = 16
     while size < k:
         size *= 2
     room = max(2 * LANES, 2 * size)
-    distances, bounds = np.empty((size + room) * LANES, dtype_of.dtype), np.empty(LANES, dtype_of.dtype)
+    distances, bounds = np.empty((size + room) * LANES, dtype_of.dtype), np.empty(LANES, bounds_of.dtype)
     ids, counts = np.empty((size + room) * LANES, np.int32), np.empty(LANES, np.int64)
     return Best(distances, ids, counts, bounds, np.empty(1, np.int64), k, size, room)
 
@@ -144,7 +153,7 @@ class Front(NamedTuple):
 @inner
 def open_front(best):
     """Return the front of a group that has found nothing yet: everything can be gained."""
-    return Front(best.bounds[0], best.bounds[0], NO_ID)
+    return Front(best.bounds[0], best.distances.dtype.type(np.inf), NO_ID)
 
 
 @inner
@@ -179,8 +188,7 @@ def settle(best, lanes):
     stop = size + (rows + size - 1) // size * size
     forget_rows(distances, ids, size, stop)
     last = (best.k - 1) * LANES
-    zero = distances.dtype.type(0)
-    bound, distance, index = zero, zero, np.int32(0)
+    bound, distance, index = best.bounds.dtype.type(0), distances.dtype.type(0), np.int32(0)
     for lane in range(lanes):
         r = distances[last + lane]
         best.bounds[lane] = radius_bound(r, distances)

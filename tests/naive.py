@@ -20,29 +20,45 @@ def distance_block(Q, X):
     return np.sqrt(total)
 
 
-def knn(X, k):
-    """Return neighbors int32 (n, k) and distances T (n, k): the k nearest other rows of every row of X, T (n, d)."""
-    return _nearest(X, X, k, lambda row: np.arange(len(X)) != row)
+def weighted_block(weights):
+    """Return what `distance_block` is when differences of coordinates are multiplied by weights, T (d,), first."""
+
+    def block(Q, X):
+        total = np.zeros((len(Q), len(X)), X.dtype)
+        for c in range(X.shape[1]):
+            diff = (X[None, :, c] - Q[:, None, c]) * weights[c]
+            total += diff * diff
+        return np.sqrt(total)
+
+    return block
 
 
-def vecchia(X, k):
+def knn(X, k, block=distance_block):
+    """Return neighbors int32 (n, k) and distances T (n, k): the k nearest other rows of every row of X, T (n, d).
+
+    block: what computes distances, here and below.
+    """
+    return _nearest(X, X, k, lambda row: np.arange(len(X)) != row, block)
+
+
+def vecchia(X, k, block=distance_block):
     """Return neighbors and distances, (n, k): the k nearest among the rows before each row; X, T (n, d), in rank order."""
-    return _nearest(X, X, k, lambda row: np.arange(len(X)) < row)
+    return _nearest(X, X, k, lambda row: np.arange(len(X)) < row, block)
 
 
-def query(X, Q, k):
+def query(X, Q, k, block=distance_block):
     """Return neighbors and distances, (m, k): the k nearest rows of X, T (n, d), to every row of Q, T (m, d)."""
-    return _nearest(X, Q, k, lambda row: np.ones(len(X), bool))
+    return _nearest(X, Q, k, lambda row: np.ones(len(X), bool), block)
 
 
-def radius(X, Q, r):
+def radius(X, Q, r, block=distance_block):
     """Return the rows of X within distance ≤ r of every row of Q, in compressed rows, ascending by (distance, index).
 
     Returns starts int64 (m + 1,), neighbors int32 (starts[m],), distances T (starts[m],); those of query i are at
     starts[i]:starts[i + 1].
     """
     neighbors, distances = [], []
-    for _, row in _rows(X, Q):
+    for _, row in _rows(X, Q, block):
         nearest = np.argsort(row, kind="stable").astype(np.int32)
         inside = nearest[row[nearest] <= r]
         neighbors.append(inside)
@@ -51,22 +67,24 @@ def radius(X, Q, r):
     return starts, np.concatenate(neighbors), np.concatenate(distances)
 
 
-def maximin(X, count=None):
+def maximin(X, count=None, weights=None):
     """Return the maximin order int64 (n,) and each point's distance to the points before it, T (n,), inf for the first.
 
     count: how many points to order, None for all. The first point is the one nearest to the centroid, measured in float64;
-    each next one is the farthest from all before.
+    each next one is the farthest from all before. weights: T (d,), as in `weighted_block`.
     """
-    centroid = X.mean(axis=0, dtype=np.float64)
-    first = np.argmin(np.square(X - centroid).sum(axis=1, dtype=np.float64))
+    weights = np.ones(X.shape[1], X.dtype) if weights is None else weights
+    block = weighted_block(weights)
+    weighted = np.multiply(X, weights, dtype=np.float64)
+    first = np.argmin(np.square(weighted - weighted.mean(axis=0)).sum(axis=1))
     order, distances = [int(first)], [X.dtype.type(np.inf)]
-    nearest = distance_block(X[first][None], X)[0]
+    nearest = block(X[first][None], X)[0]
     for _ in range((len(X) if count is None else count) - 1):
         nearest[order[-1]] = -1
         following = int(np.argmax(nearest))
         order.append(following)
         distances.append(nearest[following])
-        nearest = np.minimum(nearest, distance_block(X[following][None], X)[0])
+        nearest = np.minimum(nearest, block(X[following][None], X)[0])
     return np.array(order, np.int64), np.array(distances, X.dtype)
 
 
@@ -75,15 +93,61 @@ def scaled(X, lengthscale):
     return X / np.asarray(lengthscale, X.dtype)
 
 
+def euclidean_weights(X, lengthscale=1.0):
+    """Return weights T (d,) and a function of the distances that `weighted_block(weights)` finds, for points of any size.
+
+    Every difference is multiplied by the reciprocal of its lengthscale, rounded to T, where lengthscales differ; one that all
+    share divides the distance. A power of two keeps squares from vanishing and overflowing.
+    """
+    scale = np.broadcast_to(np.asarray(lengthscale, np.float64), X.shape[1])
+    same = (scale == scale[0]).all()
+    weights = np.ones(X.shape[1]) if same else 1 / scale
+    largest = np.abs(X * weights).max() if np.isfinite(X * weights).all() else np.inf
+    exponent = int(np.finfo(X.dtype).maxexp / 2 - 6 - np.frexp(largest or 1.0)[1])
+    exponent = int(
+        np.clip(exponent, -np.finfo(X.dtype).maxexp + 9, np.finfo(X.dtype).maxexp - 9 - np.frexp(weights.max())[1])
+    )
+
+    def finish(distances):
+        divided = distances.astype(np.float64) / np.frexp(scale[0])[0] if same else distances
+        return np.ldexp(divided, -exponent - (np.frexp(scale[0])[1] if same else 0)).astype(X.dtype)
+
+    return np.ldexp(weights.astype(X.dtype), exponent), finish
+
+
+def sines_of_degrees(degrees):
+    """Return sine and cosine of degrees, float64; exact at multiples of 90, and the same for angles that are 360 apart."""
+    quarters = np.rint(degrees / 90)
+    radians = np.radians(degrees - 90 * quarters)
+    sine, cosine = np.sin(radians), np.cos(radians)
+    turn = quarters.astype(int) % 4
+    return np.choose(turn, [sine, cosine, -sine, -cosine]), np.choose(turn, [cosine, -sine, -cosine, sine])
+
+
 def unit_vectors(X):
     """Return (longitude, latitude) degrees, (n, 2), as points of the unit sphere, float64 (n, 3)."""
-    lon, lat = np.radians(X.astype(np.float64)).T
-    return np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], axis=1)
+    (sin_lon, sin_lat), (cos_lon, cos_lat) = (each.T for each in sines_of_degrees(X.astype(np.float64)))
+    return np.stack([cos_lat * cos_lon, cos_lat * sin_lon, sin_lat], axis=1) + 0.0
 
 
-def chord_km(chord):
-    """Return the km along the sphere that a chord of the unit sphere spans."""
-    return np.where(np.isinf(chord), np.inf, np.arcsin(np.minimum(chord / 2.0, 1.0)) * (2.0 * EARTH_RADIUS_KM))
+def sphere_block(Q, X):
+    """Return the chords between unit vectors up to a quarter of the circumference, and 4 less that from the antipode beyond."""
+    near = np.zeros((len(Q), len(X)))
+    far = np.zeros((len(Q), len(X)))
+    for c in range(3):
+        near += (X[None, :, c] - Q[:, None, c]) ** 2
+        far += (X[None, :, c] + Q[:, None, c]) ** 2
+    return np.where(near <= 2, np.sqrt(near), 4 - np.sqrt(far))
+
+
+def sphere_km(keys):
+    """Return the km along the sphere of what `sphere_block` returns."""
+    quarter = np.sqrt(2.0)
+    far = keys > quarter
+    chord = np.clip(np.where(far, 4 - keys, keys), 0, quarter)
+    km = np.arcsin(chord * 0.5) * (2.0 * EARTH_RADIUS_KM)
+    beyond = np.maximum(np.pi * EARTH_RADIUS_KM - km, np.arcsin(np.array([quarter * 0.5])) * (2.0 * EARTH_RADIUS_KM))
+    return np.where(np.isinf(keys), np.inf, np.where(far, beyond, km))
 
 
 def great_circle_km(X, Q):
@@ -94,15 +158,75 @@ def great_circle_km(X, Q):
     return 2 * EARTH_RADIUS_KM * np.arcsin(np.sqrt(np.minimum(h, 1)))
 
 
+def unit_sized(X):
+    """Return the rows of X times powers of two that bring their largest numbers to between 1 and 2."""
+    return np.ldexp(X, 1 - np.frexp(np.abs(X).max(axis=1, keepdims=True))[1])
+
+
 def unit_rows(X):
     """Return the rows of X, T (n, d), over their norms, which are summed in float64; T (n, d)."""
-    largest = X / np.abs(X).max(axis=1, keepdims=True)
-    return (largest / np.sqrt(np.square(largest).sum(axis=1, keepdims=True, dtype=np.float64))).astype(X.dtype)
+    sized = unit_sized(X)
+    return (sized / np.sqrt(np.square(sized).sum(axis=1, keepdims=True, dtype=np.float64))).astype(X.dtype)
 
 
-def chord_cosine(chord):
-    """Return the cosine distance, 1 - cos(angle), of two unit vectors that are `chord` apart."""
-    return chord * chord / 2
+def inner_products(Q, X):
+    """Return Q X' in float64, summed by column modulo 8, then these eight in halves."""
+    totals = np.zeros((8, len(Q), len(X)))
+    for c in range(X.shape[1]):
+        totals[c % 8] += Q[:, None, c].astype(np.float64) * X[None, :, c].astype(np.float64)
+    while len(totals) > 1:
+        totals = totals[: len(totals) // 2] + totals[len(totals) // 2 :]
+    return totals[0]
+
+
+def cosine_block(Q, X):
+    """Return the cosine distances from every row of Q to every row of X, float64 (m, n), as `pcct_core.measure` defines them.
+
+    1 - p / √(a b) with a = x·x, b = y·y, p = x·y; below 2^-20 sin² / (1 + cos), where sin² is the mean of what the component
+    of a y - p x across x and that of b x - p y across y say.
+    """
+    Q, X = unit_sized(Q), unit_sized(X)
+    a, b, p = row_squares(Q), row_squares(X), inner_products(Q, X)
+    distances = np.minimum(1 - p / np.sqrt(a[:, None] * b[None, :]), 2)
+    i, j = np.nonzero(distances < 2.0**-20)
+    x, y = Q[i].astype(np.float64), X[j].astype(np.float64)
+    a, b, p = a[i], b[j], p[i, j]
+    distances[i, j] = (_square_sines(x, y, a, b, p) + _square_sines(y, x, b, a, p)) / 2 / (1 + p / np.sqrt(a * b))
+    return distances
+
+
+def row_squares(X):
+    """Return the inner products of rows with themselves, float64 (n,), summed as in `inner_products`."""
+    return np.array([inner_products(row[None], row[None])[0, 0] for row in X])
+
+
+def _square_sines(x, y, a, b, p):
+    """Return sin², float64 (pairs,), of rows x and y, (pairs, d)."""
+    across = _exact_difference(a[:, None], y, p[:, None], x)
+    along = np.zeros(len(x))
+    for c in range(x.shape[1]):
+        along += x[:, c] * across[:, c]
+    across -= x * (along / a)[:, None]
+    total = np.zeros(len(x))
+    for c in range(x.shape[1]):
+        total += across[:, c] ** 2
+    return total / (a * a * b)
+
+
+def _exact_difference(a, y, p, x):
+    """Return a y - p x, of which both products are exact: their roundings come from the halves of the factors."""
+    return (a * y - p * x) + (_rounding(a, y) - _rounding(p, x))
+
+
+def _rounding(x, y):
+    (high, low), (other, rest) = _halves(x), _halves(y)
+    return ((high * other - x * y) + high * rest + low * other) + low * rest
+
+
+def _halves(x):
+    high = x * 134217729.0
+    high = high - (high - x)
+    return high, x - high
 
 
 def cosine_distances(X, Q):
@@ -120,18 +244,18 @@ def in_dataset_index(order, neighbors, distances):
     return renamed, moved
 
 
-def _rows(X, Q):
+def _rows(X, Q, block):
     """Yield (i, distances from Q[i] to every row of X)."""
     step = max(1, _BLOCK_VALUES // len(X))
     for start in range(0, len(Q), step):
-        yield from enumerate(distance_block(Q[start : start + step], X), start)
+        yield from enumerate(block(Q[start : start + step], X), start)
 
 
-def _nearest(X, Q, k, allowed):
+def _nearest(X, Q, k, allowed, block):
     """Return the k nearest rows of X to each row of Q among those where allowed(row of Q), bool (n,), is True."""
     neighbors = np.full((len(Q), k), -1, np.int32)
-    distances = np.full((len(Q), k), np.inf, X.dtype)
-    for i, row in _rows(X, Q):
+    distances = np.full((len(Q), k), np.inf, block(Q[:1], X[:1]).dtype)
+    for i, row in _rows(X, Q, block):
         candidates = np.flatnonzero(allowed(i))
         nearest = candidates[np.argsort(row[candidates], kind="stable")[:k]]
         neighbors[i, : len(nearest)] = nearest

@@ -172,7 +172,7 @@ def answer_query(
                 Q, spec.radius, progress=progress, cancel=cancel, threads=threads, max_pairs=max_pairs
             )
         telemetry.counts["pairs"] = len(within.neighbors)
-        known = Certificate("tree", str(within.distances.dtype))
+        known = Certificate("tree", tree.arithmetic)
         return QueryAnswer(within.neighbors, within.distances, known, telemetry, tree, within.offsets)
     telemetry.counts["k"] = spec.k
     with telemetry.phase("search"):

@@ -9,35 +9,35 @@ from tests import naive
 def check_graph(graph, X):
     """Assert that the graph of X, a float32 or float64 array, is what brute force finds for the graph's specification."""
     spec = graph.spec
-    embedded = expected_embedding(X, spec.metric)
+    points, block, finish = naive_metric(X, spec.metric)
     if spec.kind == "radius":
-        check_radius_graph(graph, embedded)
+        check_radius_graph(graph, points, block, finish)
         return
     assert graph.offsets is None
     if spec.kind == "knn":
         assert graph.order is None
-        neighbors, distances = naive.knn(embedded, spec.k)
+        neighbors, keys = naive.knn(points, spec.k, block)
     else:
-        check_order(graph.order, X, embedded, spec)
-        neighbors, distances = naive.vecchia(embedded[graph.order], spec.k)
+        check_order(graph.order, X, spec)
+        neighbors, keys = naive.vecchia(points[graph.order], spec.k, block)
     same_bytes(graph.neighbors, neighbors)
-    same_bytes(graph.distances, expected_unit(distances, spec.metric))
+    same_bytes(graph.distances, finish(keys))
 
 
-def check_radius_graph(graph, embedded):
+def check_radius_graph(graph, points, block, finish):
     """Assert that every row lists all points but itself whose finished distance is at most the radius."""
     assert graph.order is None
-    every = naive.radius(embedded, embedded, np.inf)
-    rows = np.repeat(np.arange(len(embedded)), np.diff(every[0]))
-    distances = expected_unit(every[2], graph.spec.metric)
-    kept = (distances <= graph.spec.radius) & (every[1] != rows)
-    counts = np.bincount(rows[kept], minlength=len(embedded))
+    every = naive.radius(points, points, np.inf, block)
+    rows = np.repeat(np.arange(len(points)), np.diff(every[0]))
+    distances = finish(every[2])
+    kept = (distances <= distances.dtype.type(graph.spec.radius)) & (every[1] != rows)
+    counts = np.bincount(rows[kept], minlength=len(points))
     same_bytes(graph.offsets, np.cumsum([0, *counts], dtype=np.int64))
     same_bytes(graph.neighbors, every[1][kept])
     same_bytes(graph.distances, distances[kept])
 
 
-def check_order(order, X, embedded, spec):
+def check_order(order, X, spec):
     """Assert that the order is what the specification asks for; a Hilbert order only has to be a permutation."""
     n = len(X)
     assert order.dtype == np.int64
@@ -45,7 +45,7 @@ def check_order(order, X, embedded, spec):
         np.testing.assert_array_equal(np.sort(order), np.arange(n))
         return
     expected = {
-        "maximin": lambda: naive.maximin(embedded)[0],
+        "maximin": lambda: expected_maximin(X, spec.metric),
         "random": lambda: np.random.default_rng(spec.seed).permutation(n),
         "coordinate": lambda: np.array(sorted(range(n), key=lambda i: (*X[i].tolist(), i))),
         "given": lambda: np.arange(n),
@@ -53,19 +53,24 @@ def check_order(order, X, embedded, spec):
     np.testing.assert_array_equal(order, expected[spec.order]())
 
 
-def expected_embedding(X, metric):
+def expected_maximin(X, metric):
+    """Return the maximin order of the coordinates that the metric is searched in."""
     if isinstance(metric, Haversine):
-        return naive.unit_vectors(X)
+        return naive.maximin(naive.unit_vectors(X))[0]
     if isinstance(metric, Cosine):
-        return naive.unit_rows(X)
-    assert isinstance(metric, Euclidean)
-    return X if metric.lengthscale is None else naive.scaled(X, metric.lengthscale)
+        return naive.maximin(naive.unit_rows(X))[0]
+    return naive.maximin(X, weights=naive.euclidean_weights(X, metric.lengthscale or 1.0)[0])[0]
 
 
-def expected_unit(distances, metric):
+def naive_metric(X, metric):
+    """Return the points, the block of `naive` and the function of its distances that stand for the metric."""
     if isinstance(metric, Haversine):
-        return naive.chord_km(distances)
-    return naive.chord_cosine(distances) if isinstance(metric, Cosine) else distances
+        return naive.unit_vectors(X), naive.sphere_block, naive.sphere_km
+    if isinstance(metric, Cosine):
+        return X, naive.cosine_block, lambda distances: distances.astype(X.dtype)
+    assert isinstance(metric, Euclidean)
+    weights, finish = naive.euclidean_weights(X, metric.lengthscale or 1.0)
+    return X, naive.weighted_block(weights), finish
 
 
 def same_bytes(found, expected):

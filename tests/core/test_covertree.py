@@ -157,7 +157,7 @@ class TestFile:
     @pytest.mark.parametrize(
         ("changes", "says"),
         [
-            ({"version": 2}, "format version 2, this release reads version 1"),
+            ({"version": 3}, "format version 3, this release reads version 2"),
             ({"format": "other"}, "not a saved cover tree"),
             ({"n": 499}, "damaged"),
             ({"n": -1}, "damaged"),

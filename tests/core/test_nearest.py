@@ -3,6 +3,8 @@ import pytest
 
 from pcct_core.nearest import find_neighbors, find_predecessors
 from pcct_core.parallel import Crew
+from pcct_core.place import place_points
+from pcct_core.spec import Euclidean
 from pcct_core.telemetry import Telemetry
 from tests import naive
 from tests.core import clouds
@@ -20,7 +22,7 @@ def test_find_neighbors_leaves_out_the_point_and_keeps_its_duplicates(dtype):
     X = np.repeat(clouds.uniform(60, 2), 3, axis=0).astype(dtype)
     neighbors, distances = empty_answer(180, 2, dtype)
     with Crew(1) as crew:
-        find_neighbors(X, 2, neighbors, distances, crew, Telemetry())
+        find_neighbors(place_points(X, Euclidean(), crew), 2, neighbors, distances, crew, Telemetry())
     for row in range(180):
         first = row // 3 * 3
         assert neighbors[row].tolist() == [i for i in range(first, first + 3) if i != row]
@@ -34,7 +36,7 @@ def test_find_predecessors_across_the_sizes_where_trees_change(n, dtype):
     neighbors, distances = empty_answer(n, 6, dtype)
     telemetry = Telemetry()
     with Crew(2) as crew:
-        find_predecessors(X, 6, neighbors, distances, crew, telemetry)
+        find_predecessors(place_points(X, Euclidean(), crew), 6, neighbors, distances, crew, telemetry)
     expected = naive.vecchia(X, 6)
     same_bytes(neighbors, expected[0])
     same_bytes(distances, expected[1])

@@ -6,14 +6,18 @@ from hypothesis import strategies as st
 from pcct_core.errors import InvalidPoints, InvalidSpec
 from pcct_core.points import (
     EARTH_RADIUS_KM,
+    Scale,
     as_points,
+    check_extent,
     check_finite,
     check_metric,
     check_request,
     check_shape,
-    distances_out,
+    choose_scale,
     embed,
-    squared_reach,
+    finish_distances,
+    last_key,
+    measure_extent,
 )
 from pcct_core.spec import Cosine, Euclidean, GraphSpec, Haversine
 from tests import naive
@@ -165,11 +169,10 @@ def test_check_metric_names_the_first_row_without_a_direction():
 
 
 @DTYPES
-def test_embed_divides_by_lengthscales(dtype):
+@pytest.mark.parametrize("lengthscale", [None, 3.0, (0.1, 7.0)])
+def test_embed_leaves_the_points_of_a_euclidean_metric_as_they_are(lengthscale, dtype):
     X = clouds.uniform(9, 2).astype(dtype)
-    assert embed(X, Euclidean()) is X
-    for lengthscale in (3, [0.1, 7]):
-        same_bytes(embed(X, Euclidean(lengthscale)), naive.scaled(X, lengthscale))
+    assert embed(X, Euclidean(lengthscale)) is X
 
 
 @DTYPES
@@ -189,19 +192,68 @@ def test_embed_gives_rows_of_any_size_a_direction(size, dtype):
     np.testing.assert_allclose(embed(sized, Cosine()), [[0.6, -0.8], [1, 0]], rtol=1e-6)
 
 
+@pytest.mark.parametrize("size", [20.0, 90.0, 100.0])
+def test_embed_knows_one_place_however_it_is_written(size):
+    """Longitudes a turn apart, any longitude at a pole, and zeros of both signs; 20 degrees and 100 are no multiples of 45."""
+    written = [
+        [[size, 8], [size - 360, 8]],
+        [[180, size / 2], [-180, size / 2]],
+        [[360, -0.0], [0.0, 0.0], [-360, 0.0]],
+    ]
+    written += [[[size, pole], [-size, pole], [0, pole]] for pole in (90.0, -90.0)]
+    for same in written:
+        vectors = embed(np.array(same), Haversine())
+        for other in vectors[1:]:
+            same_bytes(other, vectors[0])
+
+
+def test_embed_is_exact_at_quarter_turns():
+    vectors = embed(np.array([[0.0, 0], [90, 0], [180, 0], [-90, 0], [270, 0], [13, 90], [13, -90]]), Haversine())
+    expected = [[1, 0, 0], [0, 1, 0], [-1, 0, 0], [0, -1, 0], [0, -1, 0], [0, 0, 1], [0, 0, -1]]
+    np.testing.assert_array_equal(vectors, expected)
+
+
 @DTYPES
-def test_embed_names_the_first_row_whose_squares_overflow(dtype):
-    limit = np.sqrt(np.finfo(dtype).max / 2) / 4
+def test_check_extent_names_the_first_row_whose_distances_overflow(dtype):
+    limit = np.finfo(dtype).max / np.sqrt(2) / 2
+
+    def check(metric):
+        check_extent(X, measure_extent(X, metric), metric)
+
     X = np.zeros((6, 2), dtype)
     X[1, 0] = limit * 0.99
-    embed(X, Euclidean())
+    check(Euclidean())
     X[3:, 1] = -limit * 1.01
     with pytest.raises(InvalidPoints, match="row 3") as caught:
-        embed(X, Euclidean())
+        check(Euclidean())
     assert caught.value.row == 3
-    embed(X, Euclidean(2))
-    with pytest.raises(InvalidPoints, match="row 1"):
-        embed(X, Euclidean(0.5))
+    X[3:, 1] = 0
+    check(Euclidean(2))
+    for halved in (0.5, (0.5, 1.0)):
+        with pytest.raises(InvalidPoints, match="row 1"):
+            check(Euclidean(halved))
+
+
+@DTYPES
+@given(exponent=st.integers(-140, 120), numbers=st.lists(st.integers(-99, 99), min_size=1, max_size=9))
+def test_measure_extent_is_the_largest_and_the_least_but_zero(dtype, exponent, numbers):
+    X = np.ldexp(np.array(numbers), exponent).astype(dtype).reshape(1, -1)
+    sizes = np.abs(X[X != 0])
+    extent = measure_extent(X, Euclidean())
+    assert extent.largest == (sizes.max() if sizes.size else 0)
+    assert extent.least == (sizes.min() if sizes.size else np.inf)
+
+
+@DTYPES
+def test_choose_scale_does_nothing_where_nothing_can_be_lost(dtype):
+    X = np.vstack([clouds.uniform(50, 3) * 1e6, np.zeros((1, 3))]).astype(dtype)
+    assert choose_scale(measure_extent(X, Euclidean()), 3, Euclidean(), np.dtype(dtype)) == (None, 0, 1.0, 0.0)
+
+
+def test_choose_scale_refuses_lengthscales_that_no_power_of_two_brings_together():
+    X, metric = clouds.uniform(5, 2), Euclidean((1e-300, 1e300))
+    with pytest.raises(InvalidSpec, match="too far apart for float64"):
+        choose_scale(measure_extent(X, metric), 2, metric, X.dtype)
 
 
 @pytest.mark.parametrize("lengthscale", [1e-50, 1e50, [1.0, 1e300], [1e-320, 1.0]])
@@ -213,53 +265,50 @@ def test_check_metric_refuses_lengthscales_that_the_type_cannot_hold(lengthscale
     assert caught.value.field == "metric.lengthscale"
 
 
-@DTYPES
-@pytest.mark.parametrize("metric", [Euclidean(), Euclidean(2.0), Haversine(), Cosine()])
-def test_distances_out_are_those_of_the_metric(metric, dtype):
-    X = (clouds.uniform(20, 2) * 80).astype(dtype)
-    embedded = embed(X, metric)
-    distances = naive.distance_block(embedded, embedded)
-    distances_out(distances, metric)
-    if isinstance(metric, Haversine):
-        expected = naive.great_circle_km(X, X)
-    elif isinstance(metric, Cosine):
-        expected = naive.cosine_distances(X, X)
-    else:
-        expected = np.linalg.norm(X[:, None] - X, axis=2) / (metric.lengthscale or 1)
-    np.testing.assert_allclose(distances, expected, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("metric", [Euclidean(), Haversine(), Cosine()])
-def test_distances_out_keeps_what_is_missing(metric):
-    distances = np.array([0.0, 2.0, np.nextafter(2.0, 3.0), np.inf])
-    distances_out(distances, metric)
+@pytest.mark.parametrize("metric", [Euclidean(), Euclidean(3.0), Haversine(), Cosine()])
+def test_finish_distances_keeps_what_is_missing(metric):
+    keys = np.array([0.0, 2.0, np.nextafter(2.0, 3.0), np.inf])
+    scale = Scale(divisor=3.0) if metric == Euclidean(3.0) else Scale()
+    distances = finish_distances(keys, metric, scale, keys.dtype)
     assert distances[0] == 0
     assert np.isfinite(distances[:3]).all()
     assert distances[3] == np.inf
 
 
+def test_finish_distances_never_falls_where_chords_change_sides():
+    """Up to a quarter of the circumference keys are chords, beyond it they are 4 less the chord from the antipode."""
+    quarter = np.sqrt(2.0)
+    steps = np.arange(-50, 51) * np.spacing(quarter)
+    keys = np.concatenate([quarter + steps, np.linspace(quarter, 4 - quarter, 50)[1:-1], 4 - quarter - steps[::-1]])
+    distances = finish_distances(np.sort(keys), Haversine(), Scale(), keys.dtype)
+    assert (np.diff(distances) >= 0).all()
+    np.testing.assert_allclose(distances, np.pi * EARTH_RADIUS_KM / 2, rtol=1e-13)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("metric", [Euclidean(3.0), Haversine(), Cosine()])
-class TestSquaredReach:
-    @given(chord=st.floats(0, 2), beside=st.sampled_from([-1, 0, 1]))
-    def test_squared_reach_is_the_last_square_whose_distance_is_within(self, metric, dtype, chord, beside):
-        def distance(squared):
-            found = np.sqrt(np.array([squared], dtype))
-            distances_out(found, metric)
-            return found[0]
+class TestLastKey:
+    @given(key=st.floats(0, 2), beside=st.sampled_from([-1, 0, 1]), squared=st.booleans())
+    def test_last_key_is_the_last_whose_distance_is_within(self, metric, dtype, key, beside, squared):
+        scale = Scale(divisor=3.0) if isinstance(metric, Euclidean) else Scale()
 
-        radius = max(0.0, float(np.nextafter(distance(chord * chord), dtype(9e9 * beside), dtype=dtype)))
-        reach = squared_reach(radius, metric, np.dtype(dtype))
-        assert reach.dtype == dtype
-        assert distance(reach) <= dtype(radius)
-        beyond = np.nextafter(reach, dtype(np.inf))
+        def distance(key):
+            found = np.array([key], dtype)
+            return finish_distances(np.sqrt(found) if squared else found, metric, scale, dtype)[0]
+
+        radius = max(0.0, float(np.nextafter(distance(key), dtype(9e9 * beside), dtype=dtype)))
+        last = last_key(radius, metric, scale, np.dtype(dtype), np.dtype(dtype), squared=squared)
+        assert last.dtype == dtype
+        assert distance(last) <= dtype(radius)
+        beyond = np.nextafter(last, dtype(np.inf))
         assert distance(beyond) > dtype(radius) or distance(dtype(4)) <= dtype(radius)
 
-    def test_squared_reach_of_nothing_and_of_everything(self, metric, dtype):
-        assert squared_reach(0.0, metric, dtype) >= 0
-        assert squared_reach(1e308, metric, dtype) >= 4
+    def test_last_key_of_nothing_and_of_everything(self, metric, dtype):
+        kind = np.dtype(dtype)
+        assert last_key(0.0, metric, Scale(), kind, kind, squared=True) >= 0
+        assert last_key(1e308, metric, Scale(), kind, kind, squared=True) >= 4
 
 
-def test_squared_reach_goes_around_the_whole_sphere():
-    half = float(np.pi * EARTH_RADIUS_KM)
-    assert squared_reach(half, Haversine(), np.float64) == np.finfo(np.float64).max
+def test_last_key_goes_around_the_whole_sphere():
+    half, kind = float(np.pi * EARTH_RADIUS_KM), np.dtype(np.float64)
+    assert last_key(half, Haversine(), Scale(), kind, kind, squared=False) >= 4

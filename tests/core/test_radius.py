@@ -8,6 +8,7 @@ import pytest
 import pcct_core as pc
 from pcct_core.nearest import find_radius
 from pcct_core.parallel import Crew
+from pcct_core.place import place_points
 from pcct_core.telemetry import Telemetry
 from tests import naive
 from tests.core import clouds
@@ -146,7 +147,7 @@ class TestRefusals:
         X = clouds.uniform(500, 2)
         monkeypatch.setattr("pcct_core.nearest.list_within", None)
         with pytest.raises(pc.TooManyPairs), Crew(1) as crew:
-            find_radius(X, 1e9, pc.Euclidean(), 10, crew, Telemetry())
+            find_radius(place_points(X, pc.Euclidean(), crew), 1e9, 10, crew, Telemetry())
 
     def test_a_tree_refuses_too_many_pairs_too(self):
         tree = pc.CoverTree.fit(clouds.uniform(300, 2))
