@@ -60,6 +60,30 @@ def check_exact(X: Any, array: NDArray[Any], subject: str = "points", name: str 
             raise _too_long(X, values, place, subject, name)
 
 
+def column_names(X: Any) -> tuple[str, ...] | None:
+    """Return what the columns of a data frame are called; None for what is no frame, and for columns that are only counted."""
+    if not _is_frame(X) or isinstance(X, np.ndarray):
+        return None
+    names = list(X.columns)
+    return None if names == list(range(len(names))) else tuple(map(str, names))
+
+
+def align_columns(ours: tuple[str, ...] | None, theirs: tuple[str, ...] | None) -> list[int] | None:
+    """Return where the columns of queries stand that are called as those of the points; None where they are in their order.
+
+    ours: names of the points' columns. theirs: of the queries'. Either is None where nothing is called by a name.
+    Raises InvalidPoints for other names, and for names that are there twice in another order.
+    """
+    if ours is None or theirs is None or ours == theirs:
+        return None
+    if len(set(ours)) < len(ours) or sorted(ours) != sorted(theirs):
+        raise InvalidPoints(
+            f"the points have the columns {', '.join(map(repr, ours))} and the queries {', '.join(map(repr, theirs))}; "
+            "give both the same names, or the queries as an array: np.asarray(Q)"
+        )
+    return [theirs.index(name) for name in ours]
+
+
 def rounded_away(place: str, value: int, offset_fix: str | None, round_fix: str) -> str:
     """Return what is said of a whole number that float64 rounds.
 
@@ -162,10 +186,10 @@ def _path_fix(path: str | bytes, subject: str) -> str:
 def _check_unmasked(X: Any, subject: str, name: str) -> None:
     """Raise InvalidPoints naming the first masked value of a masked array, or of a list of them."""
     if isinstance(X, np.ma.MaskedArray):
-        mask = np.ma.getmaskarray(X)
-        if not mask.any():
+        places = np.argwhere(np.ma.getmaskarray(X))  # of structured arrays too, whose masks have no any()
+        if not len(places):
             return
-        place = tuple(np.argwhere(mask)[0].tolist())
+        place = tuple(places[0].tolist())
         rows = f"{name}[~np.ma.getmaskarray({name}).any(axis=1)]" if X.ndim == 2 else f"{name}.compressed()"
         raise InvalidPoints(
             f"{_place(place, subject)} is masked; leave out what is masked: {rows}, or give it values: {name}.filled(0)",

@@ -12,6 +12,7 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
+from pcct_core.arrays import align_columns, column_names
 from pcct_core.build import Tree, allocate_tree, build_tree, gather_lowest, number_nodes
 from pcct_core.certificate import Certificate
 from pcct_core.errors import FileFormatError, InvalidPoints, InvalidSpec
@@ -73,11 +74,13 @@ class CoverTree:
         extent: Extent,
         rows: Rows | None = None,
         process: _Process | None = None,
+        columns: tuple[str, ...] | None = None,
     ) -> None:
         self._tree = tree
         self._extent = extent
         self._rows = rows
         self._process = process
+        self._columns = columns
         self.metric = metric
         self.d = d
 
@@ -91,7 +94,10 @@ class CoverTree:
         cancel: CancelToken | None = None,
         threads: int | None = None,
     ) -> CoverTree:
-        """Build the tree of X, (n, d) real numbers with n ≥ 1; arguments and errors as in `build_graph`."""
+        """Build the tree of X, (n, d) real numbers with n ≥ 1; arguments and errors as in `build_graph`.
+
+        The names of a data frame's columns are kept: columns of queries in a frame are matched by them.
+        """
         points = as_points(X)
         metric = read_metric(metric)
         if isinstance(metric, Residual) and metric.factors is not None:
@@ -102,7 +108,7 @@ class CoverTree:
             placed = place_points(points, metric, crew)
             tree = build_tree(placed.points, crew, weights=placed.scale.weights)
             process = _make_process(placed.points, tree, metric, crew) if isinstance(metric, Residual) else None
-            return cls(tree, metric, points.shape[1], placed.extent, placed.rows, process)
+            return cls(tree, metric, points.shape[1], placed.extent, placed.rows, process, column_names(X))
 
     @property
     def n(self) -> int:
@@ -212,6 +218,8 @@ class CoverTree:
             "d": self.d,
             "metric": self.metric.to_json(),
         }
+        if self._columns is not None:
+            header["columns"] = list(self._columns)
         arrays = {name: getattr(tree, name) for name in _ARRAYS}
         if self._rows is not None:
             arrays[_ROWS] = self._rows.rows
@@ -277,6 +285,9 @@ class CoverTree:
         queries = as_points(Q, "queries", "Q")
         if queries.shape[1] != self.d:
             raise InvalidPoints(f"queries have {queries.shape[1]} columns, the tree's points have {self.d}")
+        places = align_columns(self._columns, column_names(Q))
+        if places is not None:
+            queries = as_points(queries[:, places], "queries", "Q")
         check_metric(queries, self.metric)
         # A query is measured in the type of the tree's points: comparing them takes one arithmetic.
         if queries.dtype != self._tree.coords.dtype and not isinstance(self.metric, Haversine):
@@ -349,7 +360,9 @@ def _restore(header: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> CoverTr
     number_nodes(tree)
     gather_lowest(tree)
     extent = measure_extent(_stored_points(tree), metric)
-    return CoverTree(tree, metric, d, extent, _restore_rows(metric, n, d, arrays))
+    columns = header.get("columns")
+    names = None if columns is None else tuple(map(str, columns))
+    return CoverTree(tree, metric, d, extent, _restore_rows(metric, n, d, arrays), columns=names)
 
 
 def _restore_rows(metric: Metric, n: int, d: int, arrays: dict[str, NDArray[Any]]) -> Rows | None:

@@ -137,6 +137,7 @@ def test_as_points_says_how_to_load_a_file(write, tmp_path):
         ([[0.5, 1], [2, 2**53 + 1]], "row 1, column 1 is 9007199254740993", 1),
         (np.array([[-(2**63)], [2**63 - 1]]), "row 1, column 0 is 9223372036854775807", 1),
         (np.ma.array(np.ones((4, 2)), mask=[[0, 0], [0, 0], [0, 1], [1, 0]]), "row 2, column 1 is masked", 2),
+        (np.ma.array([(1, 2.0), (3, 4.0)], [("a", "i4"), ("b", "f8")], mask=[(0, 0), (0, 1)]), "row 1 is masked", 1),
         ([np.ma.array([1, 2]), np.ma.array([1, 2], mask=[1, 0])], "row 1 has masked values", 1),
         ([[1, 2], [3, np.ma.masked]], "row 1 has masked values", 1),
         ([[1, 2], [3]], "row 1 has 1 values, row 0 has 2", 1),

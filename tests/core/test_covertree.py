@@ -1,6 +1,8 @@
 import json
 
 import numpy as np
+import pandas as pd
+import polars as pl
 import pytest
 
 import pcct_core as pc
@@ -185,3 +187,35 @@ class TestFile:
         path.write_bytes(path.read_bytes()[:-500])
         with pytest.raises(pc.FileFormatError):
             pc.CoverTree.load(path)
+
+
+FRAME = pd.DataFrame({"lon": [10.0, 20.0, -30.0], "lat": [50.0, -40.0, 5.0]})
+
+
+class TestColumns:
+    @pytest.mark.parametrize("library", [pd.DataFrame, pl.DataFrame])
+    def test_columns_of_queries_are_matched_by_name(self, library, tmp_path):
+        tree = pc.CoverTree.fit(FRAME, "haversine")
+        tree.save(tmp_path / "tree.npz")
+        queries = library({"lat": FRAME["lat"].to_numpy(), "lon": FRAME["lon"].to_numpy()})
+        for asked in (tree, pc.CoverTree.load(tmp_path / "tree.npz")):
+            same_bytes(asked.query(queries, 1).neighbors[:, 0], np.arange(3, dtype=np.int32))
+            same_bytes(asked.query_radius(queries, 0.0).offsets, np.arange(4))
+
+    def test_what_has_no_names_is_matched_by_position(self):
+        array = FRAME.to_numpy()
+        for points, queries in (
+            (array, FRAME),
+            (FRAME, array),
+            (FRAME, pd.DataFrame(array)),
+            (pd.DataFrame(array), FRAME),
+        ):
+            assert not pc.CoverTree.fit(points, "haversine").query(queries, 1).distances.any()
+
+    def test_other_names_are_refused(self):
+        tree = pc.CoverTree.fit(FRAME, "haversine")
+        for queries in (FRAME.rename(columns=str.upper), FRAME.set_axis(["lat", "lat"], axis=1)):
+            with pytest.raises(pc.InvalidPoints, match=r"the points have the columns 'lon', 'lat' and the queries"):
+                tree.query(queries, 1)
+        twice = FRAME.set_axis(["x", "x"], axis=1)
+        assert not pc.CoverTree.fit(twice).query(twice, 1).distances.any()
