@@ -25,7 +25,7 @@ from pcct_client.client import Client
 from pcct_client.errors import MissingExtra
 from pcct_client.geometry import is_geometry
 from pcct_client.inputs import as_array
-from pcct_client.values import EXACT_WHOLE
+from pcct_client.values import EXACT_WHOLE, check_unmasked
 
 try:
     import joblib
@@ -132,6 +132,7 @@ class _Transformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
                 "X holds geometries; use X.get_coordinates(), or for haversine, of points in degrees, "
                 "np.radians(X.get_coordinates()[['y', 'x']])"
             )
+        check_unmasked(X)  # scikit-learn takes what lies behind a mask
         points: NDArray[np.float64] = validate_data(self, X, reset=reset, dtype=np.float64, order="C", copy=True)
         if np.abs(points).max() >= EXACT_WHOLE:
             as_array(X)  # raises for whole numbers that were rounded

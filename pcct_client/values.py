@@ -33,7 +33,7 @@ def read_numbers(X: Any) -> NDArray[Any]:
     if not isinstance(X, np.ndarray):
         _check_kind(X)
         X = X.detach() if hasattr(X, "detach") else X  # torch gives no array of what it differentiates
-    _check_unmasked(X)
+    check_unmasked(X)
     try:
         array = _shared(X)
     except (ValueError, TypeError, RuntimeError, BufferError) as error:
@@ -174,7 +174,7 @@ def _reads_as_array(X: Any) -> bool:
     return any(hasattr(X, way) for way in ways) or isinstance(X, memoryview | bytearray)
 
 
-def _check_unmasked(X: Any) -> None:
+def check_unmasked(X: Any) -> None:
     """Raise InvalidArray naming the first masked row of a masked array, or of a list of them."""
     if isinstance(X, np.ma.MaskedArray):
         places = np.argwhere(np.ma.getmaskarray(X))

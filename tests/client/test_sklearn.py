@@ -321,6 +321,14 @@ def test_poles_and_meridians_that_were_rounded_up_are_taken(dtype):
 def test_rows_that_would_lose_something():
     with pytest.raises(ValueError, match="row 0, column 0 is 9007199254740993, which float64 rounds to"):
         PcctNeighborsTransformer(n_neighbors=1).fit(np.array([[2**53 + 1], [2]]))
+    masked = np.ma.array(X[:20], mask=np.zeros((20, X.shape[1])))
+    PcctNeighborsTransformer().fit(masked)
+    masked[3, 1] = np.ma.masked
+    for made in (PcctNeighborsTransformer(), PcctRadiusNeighborsTransformer()):
+        with pytest.raises(ValueError, match="row 3, column 1 is masked"):
+            made.fit(masked)
+        with pytest.raises(ValueError, match="row 3 has masked values"):
+            made.fit(X).transform(list(masked))
     geopandas = pytest.importorskip("geopandas")
     frame = geopandas.GeoDataFrame(geometry=geopandas.points_from_xy(*np.degrees(PLACES[:20, ::-1]).T))
     for holder in (frame, frame.geometry):
