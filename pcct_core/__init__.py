@@ -5,7 +5,7 @@ Arrays come in, graphs go out. The map, each module using only those before it:
 errors        every named error
 arrays        real numbers from what callers give, and what to do about what holds none
 files         files that appear whole; the folder where compiled code is kept
-columns       a value for every point beside its coordinates: an order of the caller's own
+columns       a value for every point beside its coordinates: an order of the caller's own, or its group
 spec          what graph is wanted, and its canonical form
 points        the door: validation of points, embedding of metrics into Euclidean space
 telemetry     times and counts of one build
@@ -16,6 +16,7 @@ simd          the vector loops: scan a bucket, reach a box, exchange two rows
 topk          the k best of 32 queries at once; the one place where ties are decided
 measure       what decides between candidates where coordinates alone do not
 place         points where they are searched: coordinates, weights, measure
+groups        rows in groups, within which alone neighbors are looked for
 build         the tree
 search        the walk of 32 queries through the tree: nearest points, all points within a radius
 blas          one thread per BLAS call while ours are at work

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pcct_core.groups import Groups
 from pcct_core.jit import entry, inner
 from pcct_core.parallel import Crew
 from pcct_core.simd import LANES
@@ -27,10 +28,11 @@ DEPTH = 32  # the median tree of 2^31 points has 27 levels
 
 
 class Tree(NamedTuple):
-    """A tree over n points in d dimensions, in flat arrays.
+    """A tree over n points in d dimensions, in flat arrays; or a forest, one tree behind the other, see `groups.Groups`.
 
     coords: T flat (buckets * d * LANES), by bucket, then dimension; inf where a place is empty.
-    ids:    int32 (buckets * LANES), index of the point in each place; the empty places are the last ones and hold NO_ID.
+    ids:    int32 (buckets * LANES), index of the point in each place; the empty places are the last ones of each tree and hold
+            NO_ID.
     low, high: T flat (nodes * d), corners of each node's box.
     skip:   int32 (nodes,), the node after this subtree; a leaf has skip[node] == node + 1.
     bucket: int32 (nodes,), first bucket of each subtree.
@@ -62,28 +64,39 @@ class _Cut(NamedTuple):
 
 
 def build_tree(
-    points: NDArray[Any], crew: Crew, phase: str = "tree", *, by_index: int = 0, weights: NDArray[Any] | None = None
+    points: NDArray[Any],
+    crew: Crew,
+    phase: str = "tree",
+    *,
+    by_index: int = 0,
+    weights: NDArray[Any] | None = None,
+    groups: Groups | None = None,
 ) -> Tree:
     """Build the tree of points, T (n, d) C-contiguous and finite; the same bytes for any number of threads.
 
     phase: what progress is reported as, "" for none. by_index: so many levels from the root on are cut by index instead of
     place, for walks that must meet few points beyond an index and few of which are pruned by place. weights: as in `Tree`.
-    Cost: O(n d log n) time; 2 n (d + 1) numbers of memory beside the points, half of them released at the end.
+    groups: the rows that are in the tree, or in each tree of a forest; None for all in one.
+    Cost: O(n d log n) time; 2 n (d + 1) numbers of memory beside the points, half of them released at the end. The trees of a
+    forest take whole buckets.
     """
-    n, d = points.shape
-    tree = allocate_tree(n, d, points.dtype, weights)
-    number_nodes(tree)
-    work = points.copy()
-    ids = np.arange(n, dtype=np.int32)
-    finished: list[_Cut] = []
-    waiting = [_Cut(0, n, 0, len(tree.ids) // LANES, 0)]
+    work = points.copy() if groups is None else points[groups.rows]
+    n, d = work.shape
+    ids = np.arange(n, dtype=np.int32) if groups is None else groups.rows.copy()
+    starts = np.array((0, n)) if groups is None else groups.starts
+    buckets, roots = lay_out_trees(np.diff(starts))
+    tree = allocate_tree(n, d, points.dtype, weights, groups)
     enough = max(2 * LANES, n // _TASKS)
-    while waiting:
-        halves = _cut_once(work, ids, waiting, tree, by_index > 0, crew)
-        by_index -= 1
+    finished: list[_Cut] = []
+    cuts = [_Cut(*cut) for cut in np.column_stack((starts[:-1], starts[1:], buckets[:-1], buckets[1:], roots)).tolist()]
+    while True:
         most = LANES if by_index > 0 else enough
-        finished += [half for half in halves if half.stop - half.start <= most]
-        waiting = [half for half in halves if half.stop - half.start > most]
+        finished += [cut for cut in cuts if cut.stop - cut.start <= most]
+        waiting = [cut for cut in cuts if cut.stop - cut.start > most]
+        if not waiting:
+            break
+        cuts = _cut_once(work, ids, waiting, tree, by_index > 0, crew)
+        by_index -= 1
     tasks = np.array(finished, np.int64)
     share = n / len(tasks)
     crew.run(phase, len(tasks), lambda first, last: cut_subtrees(work, ids, tasks[first:last], tree), units=share)
@@ -91,11 +104,24 @@ def build_tree(
     return tree
 
 
-def allocate_tree(n: int, d: int, dtype: Any, weights: NDArray[Any] | None = None) -> Tree:
-    """Return a tree for n points in d dimensions with nothing filled in."""
-    buckets = (n + LANES - 1) // LANES
-    nodes = 2 * buckets - 1
-    return Tree(
+def lay_out_trees(sizes: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return where trees of so many points, int64 (trees,), begin one behind the other.
+
+    Returns the first bucket of each and the number of all, (trees + 1,), and the root of each, (trees,): a tree has twice as
+    many nodes as buckets, less one.
+    """
+    buckets = np.concatenate((np.zeros(1, np.int64), np.cumsum((sizes + LANES - 1) // LANES)))
+    return buckets, 2 * buckets[:-1] - np.arange(len(sizes))
+
+
+def allocate_tree(
+    n: int, d: int, dtype: Any, weights: NDArray[Any] | None = None, groups: Groups | None = None
+) -> Tree:
+    """Return a tree for n points in d dimensions, or a forest, with nothing filled in but skip and bucket."""
+    first, roots = lay_out_trees(np.array((n,)) if groups is None else np.diff(groups.starts))
+    buckets = int(first[-1])
+    nodes = 2 * buckets - len(roots)
+    tree = Tree(
         coords=np.empty(buckets * d * LANES, dtype),
         ids=np.empty(buckets * LANES, np.int32),
         low=np.empty(nodes * d, dtype),
@@ -107,6 +133,10 @@ def allocate_tree(n: int, d: int, dtype: Any, weights: NDArray[Any] | None = Non
         d=d,
         weights=np.empty(0, dtype) if weights is None else weights,
     )
+    tree.bucket[roots] = first[:-1]
+    tree.skip[roots] = np.append(roots[1:], nodes)
+    number_nodes(tree)
+    return tree
 
 
 def _cut_once(
@@ -258,9 +288,7 @@ def fill_bucket(work, ids, start, stop, bucket, tree):
 
 @entry
 def number_nodes(tree):
-    """Fill in skip and bucket of every node: the shape of the tree follows from its number of buckets."""
-    tree.bucket[0] = 0
-    tree.skip[0] = tree.skip.shape[0]
+    """Fill in skip and bucket of every node from those of the roots: a tree's shape follows from its number of buckets."""
     for node in range(tree.skip.shape[0]):
         half = (tree.skip[node] - node + 1) // 4
         if half > 0:

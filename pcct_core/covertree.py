@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pcct_core.arrays import align_columns, column_names
-from pcct_core.build import Tree, allocate_tree, build_tree, gather_lowest, number_nodes
+from pcct_core.build import Tree, allocate_tree, build_tree, gather_lowest
 from pcct_core.certificate import Certificate
 from pcct_core.errors import FileFormatError, InvalidPoints, InvalidSpec
 from pcct_core.files import write_arrays
@@ -188,7 +188,8 @@ class CoverTree:
         with Crew(threads, progress, cancel) as crew:
             placed, asked = self._place_queries(Q, crew)
             queries = _external(placed, asked, crew)
-            return find_within(self._weighted(placed), queries, placed, asked, radius, max_pairs, crew, Telemetry())
+            trees = [(self._weighted(placed), queries)]
+            return find_within(trees, placed, asked, radius, max_pairs, crew, Telemetry())
 
     def radius_graph(
         self,
@@ -357,7 +358,6 @@ def _restore(header: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> CoverTr
         raise ValueError("content")
     if (tree.ids[n:] != NO_ID).any():
         raise ValueError("content")
-    number_nodes(tree)
     gather_lowest(tree)
     extent = measure_extent(_stored_points(tree), metric)
     columns = header.get("columns")

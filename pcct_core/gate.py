@@ -122,7 +122,7 @@ def scan_gated_groups(tree, screen, stored, queries, asked, gates, first, last, 
                 take_row(best, lane, group.rows[lane], found.neighbors, found.distances)
         widest = load_room(room, group, lanes, asked, gates)
         front = Front(widest, np.float64(np.inf), NO_ID)
-        waiting, node = next_bucket(tree, walk, start_walk(walk), group, front, highest)
+        waiting, node = next_bucket(tree, walk, start_walk(walk, queries, number), group, front, highest)
         while node >= 0:
             most = scan_gated_bucket(tree, screen, stored, asked, node, group, best, room, found)
             if full_best(best, most):

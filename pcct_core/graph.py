@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from pcct_core.certificate import Certificate
+from pcct_core.columns import read_groups
 from pcct_core.draws import seed_draws
 from pcct_core.errors import InvalidInput, InvalidSpec
 from pcct_core.files import write_arrays
+from pcct_core.groups import Groups, group_rows
 from pcct_core.lookup import GateLookup
 from pcct_core.nearest import find_neighbors, find_predecessors, find_radius, same_arrays
 from pcct_core.order import order_points
@@ -181,14 +183,16 @@ def build_graph(
     with Crew(threads, progress, cancel) as crew:
         with telemetry.phase("prepare"):
             placed = place_points(points, spec.metric, crew)
+            codes = None if spec.groups is None else read_groups(spec.groups, len(points))
         order = None
         if spec.kind == "vecchia":
             with telemetry.phase("order"):
                 order = order_points(points, placed.points, spec.order, spec.seed, crew, placed.scale.weights)
         wanted = {"k": spec.k} if spec.radius is None else {}
         telemetry.counts.update(n=points.shape[0], d=points.shape[1], **wanted, threads=crew.threads)
+        groups = None if codes is None else _grouped(codes if order is None else codes[order], telemetry)
         if spec.radius is not None:
-            within = find_radius(placed, spec.radius, max_pairs, crew, telemetry)
+            within = find_radius(placed, spec.radius, max_pairs, crew, telemetry, groups)
             known = Certificate("tree", str(placed.key_type))
             return Graph(within.neighbors, within.distances, None, spec, known, telemetry, offsets=within.offsets)
         if isinstance(spec.metric, Residual):
@@ -201,10 +205,16 @@ def build_graph(
         find = find_neighbors if order is None else find_predecessors
         neighbors = np.empty((len(points), spec.k), np.int32)
         keys = np.empty((len(points), spec.k), placed.key_type)
-        method = find(placed, spec.k, neighbors, keys, crew, telemetry)
+        method = find(placed, spec.k, neighbors, keys, crew, telemetry, groups)
         with telemetry.phase("finish"):
             distances = finish_rows(placed, placed, neighbors, keys, crew, order)
     return Graph(neighbors, distances, order, spec, Certificate(method, str(placed.key_type)), telemetry)
+
+
+def _grouped(codes: NDArray[np.int64], telemetry: Telemetry) -> Groups:
+    groups = group_rows(codes)
+    telemetry.counts["groups"] = len(groups.starts) - 1
+    return groups
 
 
 def knn_graph(
@@ -214,12 +224,13 @@ def knn_graph(
     *,
     accuracy: Any = None,
     gate: Gate = "auto",
+    groups: Any = None,
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
     threads: int | None = None,
 ) -> Graph:
     """Return the k-nearest-neighbor graph of X, each point itself excluded; arguments as in `GraphSpec` and `build_graph`."""
-    spec = GraphSpec(kind="knn", k=k, metric=metric, accuracy=accuracy, gate=gate)
+    spec = GraphSpec(kind="knn", k=k, metric=metric, accuracy=accuracy, gate=gate, groups=groups)
     return build_graph(X, spec, progress=progress, cancel=cancel, threads=threads)
 
 
@@ -232,15 +243,16 @@ def vecchia_graph(
     seed: int = 0,
     accuracy: Any = None,
     gate: Gate = "auto",
+    groups: Any = None,
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
     threads: int | None = None,
 ) -> Graph:
-    """Return the Vecchia graph of X: row r lists the k nearest among ranks 0 … r-1.
+    """Return the Vecchia graph of X: row r lists the k nearest among ranks 0 … r-1, of its own group where there are groups.
 
-    Arguments as in `GraphSpec` and `build_graph`.
+    The order is one of all points. Arguments as in `GraphSpec` and `build_graph`.
     """
-    spec = GraphSpec(kind="vecchia", k=k, metric=metric, order=order, seed=seed, accuracy=accuracy, gate=gate)
+    spec = GraphSpec("vecchia", k, metric, order, seed, accuracy, gate, groups=groups)
     return build_graph(X, spec, progress=progress, cancel=cancel, threads=threads)
 
 
@@ -249,6 +261,7 @@ def radius_graph(
     radius: float,
     metric: Any = "euclidean",
     *,
+    groups: Any = None,
     progress: Progress | None = None,
     cancel: CancelToken | None = None,
     threads: int | None = None,
@@ -258,7 +271,7 @@ def radius_graph(
 
     Arguments as in `GraphSpec` and `build_graph`.
     """
-    spec = GraphSpec(kind="radius", radius=radius, metric=metric)
+    spec = GraphSpec(kind="radius", radius=radius, metric=metric, groups=groups)
     return build_graph(X, spec, progress=progress, cancel=cancel, threads=threads, max_pairs=max_pairs)
 
 

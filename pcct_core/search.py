@@ -45,12 +45,17 @@ from pcct_core.topk import (
 _LONG = 1024  # neighbors of a row that are still collected beside those of 31 others: 384 kB in float64
 
 
+_ONE_TREE = np.empty(0, np.int32)
+
+
 class Queries(NamedTuple):
     """What is asked, in an order in which neighbors stand together.
 
     points: T (m, d). rows: int32 (g,), the rows of points that are asked, in group order; also their rows in the answer.
     limit:  int32 (m,), only indices below it may be neighbors of the row. itself: int32 (m,), index that is the row's own
             point and never its neighbor, -1 where there is none. measure: what orders the candidates.
+    roots: int32, of a forest alone: the root of the tree that each 32 entries of rows search; fewer than 32 rows stand first
+    there, and NO_ID behind them. Empty where there is one tree.
     """
 
     points: Any
@@ -58,6 +63,7 @@ class Queries(NamedTuple):
     limit: Any
     itself: Any
     measure: Measure = BY_COORDINATES
+    roots: Any = _ONE_TREE
 
 
 class _Group(NamedTuple):
@@ -92,41 +98,38 @@ def order_queries(points: NDArray[Any], crew: Crew, weights: NDArray[Any] | None
     return rows
 
 
-def count_within(tree: Tree, queries: Queries, reach: Reach, most: int, crew: Crew) -> NDArray[np.int64] | None:
+def count_within(
+    tree: Tree, queries: Queries, reach: Reach, most: int, counts: NDArray[np.int64], crew: Crew
+) -> int | None:
     """Count the points within reach of every asked row; None as soon as they are more than `most` altogether.
 
-    Every row of queries.points must be asked once.
-    Returns offsets int64 (m + 1,): where the neighbors of each row begin when they stand row behind row.
+    counts: int64 (m + 1,), receives the number of row i at i + 1. Returns their sum.
     """
-    offsets = np.zeros(queries.points.shape[0] + 1, np.int64)
     counted: list[int] = []
 
     def count_some(first: int, last: int) -> None:
         if sum(counted) <= most:
-            counted.append(count_rows(tree, queries, reach, first, last, offsets))
+            counted.append(count_rows(tree, queries, reach, first, last, counts))
 
     crew.run("count", count_groups(len(queries.rows)), count_some, grain=4)
-    if sum(counted) > most:
-        return None
-    np.cumsum(offsets, out=offsets)
-    return offsets
+    return None if sum(counted) > most else sum(counted)
 
 
 def list_within(
-    tree: Tree, queries: Queries, reach: Reach, offsets: NDArray[np.int64], crew: Crew
-) -> tuple[NDArray[np.int32], NDArray[Any]]:
-    """List the points that `count_within` has counted, each row ascending by (key, index).
+    tree: Tree,
+    queries: Queries,
+    reach: Reach,
+    offsets: NDArray[np.int64],
+    neighbors: NDArray[np.int32],
+    keys: NDArray[Any],
+    crew: Crew,
+) -> None:
+    """Write the points that `count_within` has counted, each row ascending by (key, index).
 
-    Returns neighbors int32 (pairs,) and their keys (pairs,), in the type of reach.key; those of row i are at
-    offsets[i]:offsets[i + 1].
+    neighbors: int32 (pairs,), keys: (pairs,), in the type of reach.key; those of row i are at offsets[i]:offsets[i + 1].
     """
-    neighbors = np.empty(offsets[-1], np.int32)
-    distances = np.empty(offsets[-1], reach.key.dtype)
     groups = count_groups(len(queries.rows))
-    crew.run(
-        "search", groups, lambda a, b: list_rows(tree, queries, reach, a, b, offsets, neighbors, distances), grain=4
-    )
-    return neighbors, distances
+    crew.run("search", groups, lambda a, b: list_rows(tree, queries, reach, a, b, offsets, neighbors, keys), grain=4)
 
 
 def count_groups(queries: int) -> int:
@@ -156,7 +159,7 @@ def search_groups(tree, queries, k, first, last, neighbors, distances):
         lanes, highest = load_group(group, queries, number)
         clear_best(best, lanes)
         front = open_front(best)
-        waiting, node = next_bucket(tree, walk, start_walk(walk), group, front, highest)
+        waiting, node = next_bucket(tree, walk, start_walk(walk, queries, number), group, front, highest)
         while node >= 0:
             most, active = scan_node(tree, node, group, best, squared, measure)
             scans += active
@@ -194,6 +197,8 @@ def load_group(group, queries, number):
     """Fill the group with entries [32 number, …) of queries.rows; return how many there are and their highest limit."""
     start = number * LANES
     lanes = min(LANES, queries.rows.shape[0] - start)
+    while queries.rows[start + lanes - 1] == NO_ID:
+        lanes -= 1
     highest = np.int32(-1)
     for lane in range(LANES):
         row = queries.rows[start + min(lane, lanes - 1)]
@@ -222,9 +227,9 @@ def make_walk(tree):
 
 
 @inner
-def start_walk(walk):
-    """Put the root on the stack; return the number of waiting nodes."""
-    walk.nodes[0] = 0
+def start_walk(walk, queries, number):
+    """Put the root of the tree that a group of queries searches on the stack; return the number of waiting nodes."""
+    walk.nodes[0] = queries.roots[number] if queries.roots.shape[0] > 0 else 0
     walk.reach[0] = 0
     walk.middle[0] = 0
     return np.int64(1)
@@ -369,7 +374,7 @@ def count_rows(tree, queries, reach, first, last, offsets):
             bounds[lane] = reach.outside if lane < lanes else -1
         for lane in range(LANES):
             counts[lane] = -1 if group.itself[lane] >= 0 else 0
-        waiting, node = next_bucket(tree, walk, start_walk(walk), group, front, highest)
+        waiting, node = next_bucket(tree, walk, start_walk(walk, queries, number), group, front, highest)
         while node >= 0:
             active = reach_leaf(tree, node, group, bounds)
             while active != 0:
@@ -405,7 +410,7 @@ def list_rows(tree, queries, reach, first, last, offsets, neighbors, distances):
         for lane in range(lanes):
             ends[lane] = lane if together else offsets[group.rows[lane]]
         ids, found = (beside.ids, beside.distances) if together else (neighbors, distances)
-        waiting, node = next_bucket(tree, walk, start_walk(walk), group, front, highest)
+        waiting, node = next_bucket(tree, walk, start_walk(walk, queries, number), group, front, highest)
         while node >= 0:
             active = reach_leaf(tree, node, group, bounds)
             while active != 0:

@@ -248,6 +248,9 @@ class GraphSpec:
               the other metrics are always exact.
     gate:     residual metric only: "auto" learns a gate or reuses one, "lookup" only reuses one, "off" scans all pairs.
     radius:   radius graphs only: largest distance of a neighbor, itself included, in the metric's unit; ≥ 0.
+    groups:   neighbors are looked for within a point's group alone: labels (n,), numbers, strings, times or a list of any of
+              them, which become a `Stored` column; None for one group of all points. Where a group has fewer than k others,
+              neighbors are -1 at distance inf. Not under the residual metric.
     """
 
     kind: Kind = "knn"
@@ -258,6 +261,7 @@ class GraphSpec:
     accuracy: Accuracy | Literal["exact"] | float | None = None
     gate: Gate = "auto"
     radius: float | None = None
+    groups: Stored | None = None
 
     def __post_init__(self) -> None:
         _check_choice(self.kind, KINDS, "kind", "kind")
@@ -274,6 +278,7 @@ class GraphSpec:
         if self.gate != "auto" and not isinstance(self.metric, Residual):
             raise InvalidSpec("only the residual metric has a gate; leave it out", "gate")
         object.__setattr__(self, "accuracy", self._accuracy())
+        object.__setattr__(self, "groups", self._groups())
 
     def _check_radius(self) -> None:
         if self.k not in (0, DEFAULT_K):
@@ -309,6 +314,15 @@ class GraphSpec:
             raise InvalidSpec(f"accuracy is {_shown(wanted)}; use 'exact', or a recall such as 0.999", "accuracy")
         return Accuracy(recall=wanted)
 
+    def _groups(self) -> Stored | None:
+        if self.groups is not None and isinstance(self.metric, Residual):
+            raise InvalidSpec(
+                "the residual metric takes no groups: its inducing points and the audit behind its certificate are of all "
+                "points together; build a graph for each group, or use 'euclidean' with the kernel's lengthscale",
+                "groups",
+            )
+        return _read_groups(self.groups)
+
     @classmethod
     def from_json(cls, data: object) -> GraphSpec:
         """Read a specification from parsed JSON.
@@ -319,9 +333,7 @@ class GraphSpec:
         spec = cls.from_mapping(data)
         for name, stored in spec._stored().items():
             if stored.array is not None:
-                raise InvalidSpec(
-                    f"{name} is a list of numbers; upload it as a dataset and name that: {{'dataset': id}}", name
-                )
+                raise InvalidSpec(f"{name} is a list; upload it as a dataset and name that: {{'dataset': id}}", name)
         return spec
 
     @classmethod
@@ -332,7 +344,7 @@ class GraphSpec:
         """
         if not isinstance(data, Mapping):
             raise InvalidSpec("the specification must be a JSON object such as {'kind': 'knn', 'k': 30}", "spec")
-        known = {"kind", "k", "radius", "metric", "order", "seed", "accuracy", "gate"}
+        known = {"kind", "k", "radius", "metric", "order", "seed", "accuracy", "gate", "groups"}
         _refuse_unknown(data, known, "")
         if isinstance(data.get("kind"), str) and data["kind"] == "radius" and "k" in data:
             raise InvalidSpec("a radius graph lists all points within its radius; leave out k", "k")
@@ -357,6 +369,8 @@ class GraphSpec:
             out["gate"] = self.gate
         else:
             out["accuracy"] = "exact"
+        if self.groups is not None:
+            out["groups"] = {"dataset": self.groups.id}
         return out
 
     def references(self) -> tuple[str, ...]:
@@ -370,14 +384,15 @@ class GraphSpec:
     def columns(self) -> dict[str, Stored]:
         """Return the stored arrays of one value a row, by field."""
         order = self.order if self.kind == "vecchia" else None
-        return {"order": order} if isinstance(order, Stored) else {}
+        columns = {"order": order, "groups": self.groups}
+        return {name: column for name, column in columns.items() if isinstance(column, Stored)}
 
     def with_arrays(self, arrays: Mapping[str, Any]) -> GraphSpec:
         """Return the specification with the arrays of its references at hand; arrays: by id, one for each."""
-        metric, order = metric_with_arrays(self.metric, arrays), self.order
-        if isinstance(order, Stored) and order.id in arrays:
-            order = Stored(order.id, arrays[order.id])
-        return replace(self, metric=metric, order=order)
+        columns: dict[str, Any] = {
+            name: Stored(column.id, arrays[column.id]) for name, column in self.columns().items() if column.id in arrays
+        }
+        return replace(self, metric=metric_with_arrays(self.metric, arrays), **columns)
 
     def canonical(self) -> bytes:
         """Return the normal form as sorted, compact JSON: same graph wanted, same bytes."""
@@ -601,6 +616,16 @@ def _read_order(value: Any) -> Order | Stored:
     return name
 
 
+def _read_groups(value: Any) -> Stored | None:
+    """Return groups: a stored column, {"dataset": id}, or labels; None for none."""
+    if value is None or isinstance(value, Stored):
+        return value
+    if isinstance(value, Mapping):
+        _refuse_unknown(value, {"dataset"}, "groups.")
+        return _stored_column(value.get("dataset"), "groups")
+    return store_groups(value)
+
+
 def stored_array(values: Any, name: str) -> Stored:
     """Return an array with the hash of its content: the SHA-256 of the bytes that `np.save` writes for it.
 
@@ -619,6 +644,16 @@ def store_order(values: Any) -> Stored:
     from pcct_core.columns import as_order
 
     return _named_by_content(as_order(_read_array(values, "order")))
+
+
+def store_groups(labels: Any) -> Stored:
+    """Return the groups that points are in with the hash of their content, the id that their upload as a dataset (n, 1) has.
+
+    labels: (n,) or (n, 1), equal for points of one group. Raises InvalidSpec; see `columns.as_groups`.
+    """
+    from pcct_core.columns import as_groups
+
+    return _named_by_content(as_groups(labels))
 
 
 def _read_array(values: Any, name: str) -> Any:

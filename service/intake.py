@@ -13,7 +13,7 @@ from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 
-from pcct_core.columns import check_column_shape
+from pcct_core.columns import check_column_shape, first_fraction, fraction_fault
 from pcct_core.errors import InvalidPoints, InvalidSpec
 from pcct_core.points import Points, check_finite, check_metric, check_shape
 from pcct_core.spec import Cosine, GraphSpec, Haversine, Inducing, Metric, Residual
@@ -41,6 +41,7 @@ M = TypeVar("M", bound=BaseModel)
 # Metrics that are not defined on every row. Where they fail is noted while the rows pass by, so that a graph that
 # cannot be is refused when it is asked for, without reading the points again.
 _PARTIAL_METRICS: tuple[Metric, ...] = (Haversine(), Cosine())
+_GROUPS = "groups"  # noted likewise: a single column that cannot number the groups of other points
 
 
 class Purpose(NamedTuple):
@@ -62,6 +63,9 @@ def check_wish(n: int, d: int, spec: GraphSpec, settings: ServiceSettings, refer
     for field, stored in spec.columns().items():
         for column in (dataset for dataset in references if dataset.id == stored.id):
             check_column_shape((column.n, column.d), n, field)
+            fault = column.facts.get("faults", {}).get(field)
+            if fault is not None:
+                raise InvalidSpec(fault["detail"], field)
     _check_cost(n, spec.k, settings)
     _check_memory(build_bytes(n, d, spec.k, _inducing_count(spec.metric, references)), spec.metric, settings)
 
@@ -273,6 +277,11 @@ class _Arrival:
         self._layout = layout
 
     def _note_faults(self, rows: Points) -> None:
+        if rows.shape[1] == 1 and _GROUPS not in self._faults:
+            row = first_fraction(rows[:, 0])
+            if row is not None:
+                detail = fraction_fault(self._rows + row, float(rows[row, 0]))
+                self._faults[_GROUPS] = {"row": self._rows + row, "detail": detail}
         for metric in _PARTIAL_METRICS:
             name = _metric_name(metric)
             if name in self._faults or (isinstance(metric, Haversine) and rows.shape[1] != 2):

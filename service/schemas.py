@@ -41,6 +41,10 @@ _KNOWN: dict[str, Any] = {
     "metric": {"anyOf": [{"enum": list(METRICS)}, {"type": "object", "required": ["type"]}]},
     "seed": {"type": "integer"},
     "accuracy": {"anyOf": [{"enum": ["exact"]}, _NUMBER, _closed({"recall": _NUMBER, "confidence": _NUMBER})]},
+    "groups": {"anyOf": [_closed({"dataset": _ID}), {"type": "null"}]}
+    | {
+        "description": "a dataset (n, 1) of whole numbers, equal for points of one group: neighbors are of the same group"
+    },
     "schedule": {"enum": list(SCHEDULES)},
 }
 

@@ -33,17 +33,19 @@ def weighted_block(weights):
     return block
 
 
-def knn(X, k, block=distance_block):
+def knn(X, k, block=distance_block, groups=None):
     """Return neighbors int32 (n, k) and distances T (n, k): the k nearest other rows of every row of X, T (n, d).
 
-    block: what computes distances, here and below.
+    block: what computes distances; groups: (n,), only rows with the same value are neighbors; here and below.
     """
-    return _nearest(X, X, k, lambda row: np.arange(len(X)) != row, block)
+    groups = np.zeros(len(X)) if groups is None else groups
+    return _nearest(X, X, k, lambda row: (np.arange(len(X)) != row) & (groups == groups[row]), block)
 
 
-def vecchia(X, k, block=distance_block):
+def vecchia(X, k, block=distance_block, groups=None):
     """Return neighbors and distances, (n, k): the k nearest among the rows before each row; X, T (n, d), in rank order."""
-    return _nearest(X, X, k, lambda row: np.arange(len(X)) < row, block)
+    groups = np.zeros(len(X)) if groups is None else groups
+    return _nearest(X, X, k, lambda row: (np.arange(len(X)) < row) & (groups == groups[row]), block)
 
 
 def query(X, Q, k, block=distance_block):

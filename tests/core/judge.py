@@ -6,31 +6,37 @@ from pcct_core.spec import Cosine, Euclidean, Haversine
 from tests import naive
 
 
-def check_graph(graph, X):
-    """Assert that the graph of X, a float32 or float64 array, is what brute force finds for the graph's specification."""
+def check_graph(graph, X, groups=None):
+    """Assert that the graph of X, a float32 or float64 array, is what brute force finds for the graph's specification.
+
+    groups: (n,), the group of each point, None for one of all.
+    """
+    groups = np.zeros(len(X)) if groups is None else groups
     spec = graph.spec
     points, block, finish = naive_metric(X, spec.metric)
     if spec.kind == "radius":
-        check_radius_graph(graph, points, block, finish)
+        check_radius_graph(graph, points, block, finish, groups)
         return
     assert graph.offsets is None
     if spec.kind == "knn":
         assert graph.order is None
-        neighbors, keys = naive.knn(points, spec.k, block)
+        neighbors, keys = naive.knn(points, spec.k, block, groups)
     else:
         check_order(graph.order, X, spec)
-        neighbors, keys = naive.vecchia(points[graph.order], spec.k, block)
+        neighbors, keys = naive.vecchia(points[graph.order], spec.k, block, groups[graph.order])
     same_bytes(graph.neighbors, neighbors)
     same_bytes(graph.distances, finish(keys))
 
 
-def check_radius_graph(graph, points, block, finish):
-    """Assert that every row lists all points but itself whose finished distance is at most the radius."""
+def check_radius_graph(graph, points, block, finish, groups):
+    """Assert that every row lists all points of its group but itself whose finished distance is at most the radius."""
     assert graph.order is None
     every = naive.radius(points, points, np.inf, block)
     rows = np.repeat(np.arange(len(points)), np.diff(every[0]))
     distances = finish(every[2])
-    kept = (distances <= distances.dtype.type(graph.spec.radius)) & (every[1] != rows)
+    kept = (
+        (distances <= distances.dtype.type(graph.spec.radius)) & (every[1] != rows) & (groups[every[1]] == groups[rows])
+    )
     counts = np.bincount(rows[kept], minlength=len(points))
     same_bytes(graph.offsets, np.cumsum([0, *counts], dtype=np.int64))
     same_bytes(graph.neighbors, every[1][kept])

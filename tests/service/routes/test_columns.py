@@ -1,6 +1,7 @@
-"""Arrays of one value a point over HTTP, by the real core: an order of the caller's own."""
+"""Arrays of one value a point over HTTP, by the real core: an order of the caller's own, and groups."""
 
 import json
+import re
 
 import httpx
 import numpy as np
@@ -86,3 +87,39 @@ async def test_a_one_shot_takes_the_name_of_an_order(client, service):
         "/v1/vecchia", params=query, content=points.tobytes(), headers={"Accept": "application/json"}
     )
     assert answer.json()["order"] == ORDER.tolist()
+
+
+GROUPS = np.random.default_rng(2).integers(0, 9, 60)
+
+
+@pytest.mark.parametrize(
+    "wish", [{"kind": "knn", "k": 5}, {"kind": "vecchia", "k": 5}, {"kind": "radius", "radius": 0.3}]
+)
+async def test_graphs_and_tracks_find_neighbors_within_a_group(client, service, wish):
+    expected = pc.build_graph(POINTS, {**wish, "groups": GROUPS})
+    groups = {"dataset": await client.upload(expected.spec.groups.array)}
+    graph = await client.graph(POINTS, {**wish, "groups": groups})
+    check(graph, expected)
+    assert graph.spec == expected.spec.to_json()  # the same id in the library and over HTTP
+    if wish["kind"] != "radius":
+        async with client.track(POINTS, **wish, metric="euclidean", groups=groups) as session:
+            check(session.graph, expected)
+
+
+@pytest.mark.parametrize(
+    ("column", "said"),
+    [
+        ([[0.0]] * 41 + [[1.5]] * 19, r"row 41 of groups is 1\.5"),
+        ([[2.0**54]] * 60, "row 0 of groups is 1"),
+        ([[0.0]] * 59, "59 entries for 60 points"),
+        ([[0.0, 1.0]] * 60, "2 columns"),
+    ],
+)
+async def test_bad_groups_are_refused_before_a_job(client, service, column, said):
+    groups = {"dataset": await client.upload(np.array(column))}
+    for path, more in (("/v1/graphs", {}), ("/v1/tracks", {"policy": {}})):
+        wish = {"dataset": await client.upload(POINTS), "spec": {"kind": "vecchia", "k": 5, "groups": groups}, **more}
+        answer = await service.client.post(path, json=wish)
+        assert (answer.status_code, answer.json()["field"]) == (422, "groups")
+        assert re.search(said, answer.json()["detail"])
+    assert service.gate.builds == []
