@@ -296,6 +296,8 @@ class GraphSpec:
         wanted: Any = self.accuracy
         if isinstance(wanted, str) and wanted == "exact":
             return "exact"
+        if isinstance(wanted, Mapping):
+            _refuse_unknown(wanted, {"recall", "confidence"}, "accuracy.")
         if not isinstance(self.metric, Residual):
             if wanted is None:
                 return "exact"
@@ -308,7 +310,6 @@ class GraphSpec:
         if isinstance(wanted, Accuracy):
             return wanted
         if isinstance(wanted, Mapping):
-            _refuse_unknown(wanted, {"recall", "confidence"}, "accuracy.")
             return Accuracy(**wanted)
         if isinstance(wanted, str) or _real(wanted) is None or isinstance(_plain(wanted), int):
             raise InvalidSpec(f"accuracy is {_shown(wanted)}; use 'exact', or a recall such as 0.999", "accuracy")

@@ -23,7 +23,14 @@ WORDS: dict[str, tuple[str, ...]] = {
     "kind": (*KINDS, "query"),
 }
 BODIES = {
-    "/v1/graphs": ((), ("spec",), ("spec", "metric"), ("spec", "accuracy"), ("spec", "metric", "inducing")),
+    "/v1/graphs": (
+        (),
+        ("spec",),
+        ("spec", "metric"),
+        ("spec", "accuracy"),
+        ("spec", "groups"),
+        ("spec", "metric", "inducing"),
+    ),
     "/v1/tracks": ((), ("spec",), ("spec", "metric"), ("policy",)),
     "/v1/tracks/{track_id}/refresh": ((), ("metric",)),
 }
