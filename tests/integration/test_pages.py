@@ -31,6 +31,7 @@ NOT_RUN = {
         "shell",
     ): "installs the package into the reader's environment, and starts the service that runs here",
     ("docs/howto/keys.md", "shell"): "listens on all addresses",
+    ("docs/OPERATIONS.md", "nginx"): "another program's settings; tests/service/test_prefix.py has a proxy of its own",
     ("docs/reference/specification.md", "json"): "a value, held against the specification below",
 }
 NO_TEST = {"docs/recipes/read_graph.jl": "needs Julia, which Debian 12 has no package of"}
