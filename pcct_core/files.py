@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import secrets
 import stat
@@ -9,9 +10,29 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 _LONGEST_STEM = 100  # characters of the name that the unfinished file shares; file systems hold 255 bytes
+
+
+class Stream(io.RawIOBase, BinaryIO):
+    """What is written goes on as it comes: zip archives ask no position of it, which /dev/null would tell as 0 for ever."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+
+    def writable(self) -> bool:
+        """Return True."""
+        return True
+
+    def write(self, data: Any) -> int:
+        """Write the bytes whole; return how many they are."""
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        """Let the file below write what it has kept."""
+        if not self._file.closed:
+            self._file.flush()
 
 
 @contextmanager
@@ -24,7 +45,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     named = Path(path)
     if named.exists() and not named.is_file():
         with named.open("wb") as file:
-            yield file
+            yield Stream(file)
         return
     place = Path(os.path.realpath(path))
     beside = place.with_name(f".{place.name[:_LONGEST_STEM]}.{secrets.token_hex(4)}.part")

@@ -459,6 +459,7 @@ def read_metric(value: object) -> Metric:
     """
     if isinstance(value, Metric):
         return value
+    value = _plain(value)
     if isinstance(value, str):
         value = {"type": value}
     if isinstance(value, Mapping) and "type" in value:
@@ -610,7 +611,8 @@ def _read_order(value: Any) -> Order | Stored:
         value = _stored_column(value["dataset"], "order") if given else by
     if isinstance(value, Stored):
         return value
-    if hasattr(value, "shape") or isinstance(value, list | tuple):
+    value = _plain(value)
+    if hasattr(value, "shape") or isinstance(value, list | tuple | range):
         return store_order(value)
     _check_choice(value, ORDERS, "order", "order", ", or an array with the row of each rank")
     name: Order = value

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TextIO
 
 import numpy as np
 
-from pcct_core.files import write_arrays
+from pcct_core.files import Stream, write_arrays
 from pcct_core.points import as_points, check_request
 from pcct_core.spec import GraphSpec
 from service.sources import RECORD, STANDARD, InvalidFile, describe_graph, read_points
@@ -54,9 +54,10 @@ def check_target(source: Path, target: Path, *, force: bool) -> str | None:
     name = "standard output" if target == STANDARD else str(target)
     into = _status(target, sys.stdout)
     if into is None:
-        folder = Path(os.path.realpath(target)).parent
-        if target != STANDARD and not folder.is_dir():
-            raise InvalidFile(f"{folder} is not a directory; make it first, or choose another -o")
+        # The system finds nothing at absent/../X.npy, where realpath, by which the file is written, finds X.npy: ask both.
+        for folder in (target.parent, Path(os.path.realpath(target)).parent):
+            if target != STANDARD and not folder.is_dir():
+                raise InvalidFile(f"{folder} is not a directory; make it first, or choose another -o")
         return None
     if stat.S_ISDIR(into.st_mode):
         raise InvalidFile(f"{target} is a directory; name a file, such as {target / 'graph.npz'}")
@@ -100,7 +101,7 @@ def _is_standard_output(into: os.stat_result) -> bool:
 def _write(graph: Graph, target: Path) -> None:
     arrays = {**graph.arrays(), RECORD: np.array(_record_of(graph))}
     if target == STANDARD:
-        np.savez(sys.stdout.buffer, **arrays)  # type: ignore[arg-type]
+        np.savez(Stream(sys.stdout.buffer), **arrays)  # type: ignore[arg-type]
         sys.stdout.buffer.flush()
         return
     try:

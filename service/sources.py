@@ -10,6 +10,7 @@ import os
 import shlex
 import stat
 import sys
+import tokenize
 import warnings
 import zipfile
 from pathlib import Path
@@ -98,7 +99,10 @@ def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]
     major, _ = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
     with warnings.catch_warnings(action="ignore", category=UserWarning):  # files of Python 2 are as good
-        shape, fortran, dtype = read(file)
+        try:
+            shape, fortran, dtype = read(file)
+        except (tokenize.TokenError, SyntaxError) as error:  # NumPy reads what may be of Python 2 word by word
+            raise ValueError("its header is no dictionary") from error
     if min(shape, default=0) < 0:
         raise ValueError(f"its header tells of the shape {shape}")
     return shape, fortran, dtype

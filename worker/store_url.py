@@ -24,11 +24,15 @@ class WrongStoreUrl(InvalidInput):
 
 def check_store_url(url: str) -> str:
     """Return the URL; raises ValueError, which says how to write it, for one by which no store can be reached."""
+    if url != url.strip():
+        raise ValueError(f"it begins or ends with a space or a line's end; write {without_password(url.strip())}")
     scheme, mark, rest = url.partition("://")
     if not mark:
         meant = f"unix://{url}" if url.startswith("/") else f"redis://{url.removeprefix('redis:').lstrip('/')}"
         raise ValueError(f"it has no scheme; write {without_password(meant)}")
     if scheme not in _SCHEMES:
+        if scheme.lower() in _SCHEMES:
+            raise ValueError(f"its scheme is in capitals; write {without_password(f'{scheme.lower()}://{rest}')}")
         meant = f"{_MEANT.get(scheme, 'redis')}://{rest}"
         raise ValueError(
             f"{scheme}:// is no scheme of a store; use redis://, rediss:// or unix://, as in {without_password(meant)}"

@@ -69,3 +69,7 @@ def test_errors_name_the_path_that_was_asked_for(tmp_path, name, kind):
         write_arrays(path, a=np.zeros(2))
     assert str(caught.value.filename) == str(path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_write_arrays_writes_to_a_device():
+    write_arrays(os.devnull, a=np.arange(3))

@@ -363,6 +363,13 @@ def test_an_order_may_be_an_object():
         assert caught.value.field.startswith("order")
 
 
+def test_names_and_orders_may_be_of_numpy():
+    for name in (np.str_("hilbert"), np.array("hilbert")):
+        assert GraphSpec("vecchia", order=name) == GraphSpec("vecchia", order="hilbert")
+    assert GraphSpec(metric=np.array("cosine")) == GraphSpec(metric="cosine")
+    assert GraphSpec("vecchia", order=range(3, -1, -1)) == GraphSpec("vecchia", order=np.arange(3, -1, -1))
+
+
 def test_specifications_are_values():
     assert hash(GraphSpec(metric=Euclidean([1, 2]))) == hash(GraphSpec(metric=Euclidean((1.0, 2.0))))
     with pytest.raises(FrozenInstanceError):

@@ -405,6 +405,16 @@ def test_graph_never_replaces_its_points(
     assert Path("points.npy").read_bytes() == before
 
 
+@pytest.mark.parametrize("target", ["absent/../points.npy", "absent/deeper/../../points.npy"])
+def test_graph_does_not_find_its_points_by_way_of_a_folder_that_is_absent(
+    pcct: Callable[..., Outcome], points: np.ndarray, target: str
+) -> None:
+    np.save("points.npy", points)
+    before = Path("points.npy").read_bytes()
+    check_one_line(pcct("graph", "points.npy", "-k", 3, "-o", target, "--force"), "is not a directory")
+    assert Path("points.npy").read_bytes() == before
+
+
 def test_graph_never_replaces_the_points_of_standard_input(
     pcct: Callable[..., Outcome], points: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -462,6 +472,12 @@ def test_graph_refuses_a_header_that_lies(pcct: Callable[..., Outcome]) -> None:
         np.lib.format.write_array_header_1_0(file, header)
         file.write(b"\0" * 64)
     check_one_line(pcct("graph", "points.npy", "-k", 1), "points.npy")
+
+
+@pytest.mark.parametrize("header", ["{'descr': '<f8', 'shape': (60L, 2L), ", "(", "{'shape': (60L"])
+def test_graph_refuses_a_header_that_ends_too_early(pcct: Callable[..., Outcome], header: str) -> None:
+    Path("points.npy").write_bytes(b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header.encode())
+    check_one_line(pcct("graph", "points.npy", "-k", 1), "points.npy is cut short or damaged")
 
 
 def test_graph_keeps_the_old_file_when_it_fails(
@@ -522,6 +538,21 @@ def test_an_address_that_reaches_no_store_ends_every_process_by_its_name(
     for command in ("up", "serve", "work"):
         words = "PCCT_REDIS_URL='localhost:6379': it has no scheme; write redis://localhost:6379"
         check_one_line(pcct(command), words)
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        (" redis://127.0.0.1:1", "begins or ends with a space or a line's end; write redis://127.0.0.1:1"),
+        ("rediss://:secret@host:1\n", "begins or ends with a space or a line's end; write rediss://…@host:1"),
+        ("REDIS://:secret@host:1", "its scheme is in capitals; write redis://…@host:1"),
+    ],
+)
+def test_an_address_with_a_slip_is_shown_without_it(
+    pcct: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, url: str, words: str
+) -> None:
+    monkeypatch.setenv("PCCT_REDIS_URL", url)
+    check_one_line(pcct("serve"), words)
 
 
 def test_help_lists_the_commands(pcct: Callable[..., Outcome]) -> None:
