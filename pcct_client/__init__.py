@@ -16,6 +16,7 @@ reach     URL, headers, proxy and certificates, and connections that belong to o
 values    real numbers from arrays of any library, exactly
 geometry  points of geopandas and shapely, and the system of their coordinates
 frames    columns of data frames, by their names
+groups    labels of points whose neighbors stay among them
 inputs    points from whatever a call is given; two of them matched by their names
 arrays    points as canonical `.npy` bytes, their id, and answers back into arrays
 extras    libraries that are used when they are there

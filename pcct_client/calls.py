@@ -31,6 +31,7 @@ from pcct_client.errors import (
     refusal,
 )
 from pcct_client.graph import Graph
+from pcct_client.groups import number_groups
 from pcct_client.progress import Progress
 
 T = TypeVar("T")
@@ -49,7 +50,13 @@ CANCEL_S = 2.0  # how long an interrupted call takes to cancel what it waits for
 ANSWER_MARGIN_S = 0.5  # left for the answer to a long poll to arrive before the deadline
 
 _PENDING = ("queued", "running")
-_ALWAYS_TOLD = ("kind", "k", "radius", "queries")  # what a spec in normal form does not leave out when it was asked for
+_ALWAYS_TOLD = (
+    "kind",
+    "k",
+    "radius",
+    "queries",
+    "groups",
+)  # what a spec in normal form does not leave out when it was asked for
 _MIXED = "something between client and service mixes answers up: call again, without proxies if there are any"
 
 
@@ -250,12 +257,15 @@ def _bring(data: Any, deadline: Deadline, progress: Progress | None) -> Flow[tup
 
 
 def _bring_columns(spec: Mapping[str, Any], deadline: Deadline, progress: Progress | None) -> Flow[dict[str, Any]]:
-    """Return spec with the ids of its columns: an order of the caller's own is uploaded unless it is known."""
+    """Return spec with the ids of its columns: an order of the caller's own and labels of groups are uploaded unless known."""
     out = dict(spec)
     if "order" in out and not isinstance(out["order"], str | Mapping | None):
         column = yield Compute(lambda: as_column(spec["order"], "order"))
         out["order"] = {"by": "given", "dataset": (yield from _bring(column, deadline, progress))[0]}
-    return out
+    if "groups" in out and not isinstance(out["groups"], Mapping | None):
+        column = yield Compute(lambda: number_groups(spec["groups"]))
+        out["groups"] = {"dataset": (yield from _bring(column, deadline, progress))[0]}
+    return {name: value for name, value in out.items() if name != "groups" or value is not None}
 
 
 def graph(data: Any, spec: Mapping[str, Any], deadline: Deadline, progress: Progress | None = None) -> Flow[Graph]:

@@ -32,6 +32,7 @@ from pcct_client.calls import (
 from pcct_client.errors import CannotPickle, ClientClosed, ClientError, ServerUnavailable
 from pcct_client.following import EventHandler, Following, RefreshPolicy, track_spec
 from pcct_client.graph import Graph
+from pcct_client.groups import take_groups
 from pcct_client.inputs import points_and_queries, points_for
 from pcct_client.progress import ProgressOption, watched
 from pcct_client.reach import Address, AsyncConnections, Connections, header_pairs
@@ -154,7 +155,7 @@ class Client(_Portable):
         spec:     the specification as JSON values; fields are laid over it, as in graph(X, kind="knn", k=10).
         progress, columns: as in `Client` and `upload`.
         """
-        wanted = calls.spec_document(spec, fields)
+        columns, wanted = take_groups(data, columns, calls.spec_document(spec, fields))
         with watched(progress) as told:
             return self._call(
                 calls.graph(_points(wanted.get("metric"), data, columns), wanted, Deadline(timeout), told)
@@ -166,12 +167,18 @@ class Client(_Portable):
         k: int = 30,
         metric: Any = "euclidean",
         *,
+        groups: Any = None,
         timeout: float | None = DEFAULT_TIMEOUT_S,
         progress: ProgressOption = None,
         columns: Sequence[str] | None = None,
     ) -> Graph:
-        """Return the exact k-nearest-neighbor graph, each point itself excluded; arguments as in `graph`."""
-        return self.graph(data, kind="knn", k=k, metric=metric, timeout=timeout, progress=progress, columns=columns)
+        """Return the exact k-nearest-neighbor graph, each point itself excluded; arguments as in `graph`.
+
+        groups: a label for every point, (n,), numbers, strings or others: neighbors are looked for among points of the same
+        label alone. Or the name of the column of a frame that holds them, which is then no coordinate.
+        """
+        fields = {"kind": "knn", "k": k, "metric": metric, "groups": groups}
+        return self.graph(data, fields, timeout=timeout, progress=progress, columns=columns)
 
     def radius(
         self,
@@ -179,17 +186,17 @@ class Client(_Portable):
         radius: float,
         metric: Any = "euclidean",
         *,
+        groups: Any = None,
         timeout: float | None = DEFAULT_TIMEOUT_S,
         progress: ProgressOption = None,
         columns: Sequence[str] | None = None,
     ) -> Graph:
         """Return all other points within radius, in the metric's unit, of each point, exactly; arguments as in `graph`.
 
-        The graph's arrays are flat: those of row i are at offsets[i]:offsets[i + 1].
+        The graph's arrays are flat: those of row i are at offsets[i]:offsets[i + 1]. groups: as in `knn`.
         """
-        return self.graph(
-            data, kind="radius", radius=radius, metric=metric, timeout=timeout, progress=progress, columns=columns
-        )
+        fields = {"kind": "radius", "radius": radius, "metric": metric, "groups": groups}
+        return self.graph(data, fields, timeout=timeout, progress=progress, columns=columns)
 
     def vecchia(
         self,
@@ -199,6 +206,7 @@ class Client(_Portable):
         metric: Any = "euclidean",
         *,
         seed: int = 0,
+        groups: Any = None,
         timeout: float | None = DEFAULT_TIMEOUT_S,
         progress: ProgressOption = None,
         columns: Sequence[str] | None = None,
@@ -206,8 +214,9 @@ class Client(_Portable):
         """Return the exact Vecchia graph: row r lists the k nearest among ranks 0 … r-1; arguments as in `graph`.
 
         order: a name, or an order of your own, an array (n,) with the row of each rank, which is uploaded as points are.
+        groups: as in `knn`; the order is that of all points.
         """
-        fields = {"kind": "vecchia", "k": k, "order": order, "metric": metric, "seed": seed}
+        fields = {"kind": "vecchia", "k": k, "order": order, "metric": metric, "seed": seed, "groups": groups}
         return self.graph(data, fields, timeout=timeout, progress=progress, columns=columns)
 
     def query(
@@ -261,7 +270,7 @@ class Client(_Portable):
         kernel, inducing: the residual metric of a VIF model, with this many inducing points, or `inducing` as in a spec.
         metric:      another metric instead, by name or as in a spec, such as "euclidean".
         lengthscale, variance: to begin with; left out, the metric's own. Only these move later.
-        kind, k, order, seed, accuracy, fields: the rest of the spec.
+        kind, k, order, seed, accuracy, fields: the rest of the spec; groups among them as in `knn`.
         policy:      when new hyperparameters cause a new graph.
         events:      called with every event, besides `Session.events`: swaps in the loop's thread, all else in the background.
         timeout:     seconds until the first graph must be here. columns: as in `upload`.
@@ -276,6 +285,7 @@ class Client(_Portable):
             lengthscale=lengthscale,
             variance=variance,
         )
+        columns, spec = take_groups(data, columns, spec)
         following = Following(
             _points(spec["metric"], data, columns), spec, policy or RefreshPolicy(), threading.Event, events
         )
@@ -394,7 +404,7 @@ class AsyncClient(_Portable):
         **fields: Any,
     ) -> Graph:
         """Return the graph that spec asks for, from the cache or built now; see `Client.graph`."""
-        wanted = calls.spec_document(spec, fields)
+        columns, wanted = take_groups(data, columns, calls.spec_document(spec, fields))
         with watched(progress) as told:
             return await self._call(
                 calls.graph(_points(wanted.get("metric"), data, columns), wanted, Deadline(timeout), told)
@@ -406,14 +416,14 @@ class AsyncClient(_Portable):
         k: int = 30,
         metric: Any = "euclidean",
         *,
+        groups: Any = None,
         timeout: float | None = DEFAULT_TIMEOUT_S,  # noqa: ASYNC109
         progress: ProgressOption = None,
         columns: Sequence[str] | None = None,
     ) -> Graph:
         """Return the exact k-nearest-neighbor graph, each point itself excluded; see `Client.knn`."""
-        return await self.graph(
-            data, kind="knn", k=k, metric=metric, timeout=timeout, progress=progress, columns=columns
-        )
+        fields = {"kind": "knn", "k": k, "metric": metric, "groups": groups}
+        return await self.graph(data, fields, timeout=timeout, progress=progress, columns=columns)
 
     async def radius(
         self,
@@ -421,14 +431,14 @@ class AsyncClient(_Portable):
         radius: float,
         metric: Any = "euclidean",
         *,
+        groups: Any = None,
         timeout: float | None = DEFAULT_TIMEOUT_S,  # noqa: ASYNC109
         progress: ProgressOption = None,
         columns: Sequence[str] | None = None,
     ) -> Graph:
         """Return all other points within radius of each point, exactly; see `Client.radius`."""
-        return await self.graph(
-            data, kind="radius", radius=radius, metric=metric, timeout=timeout, progress=progress, columns=columns
-        )
+        fields = {"kind": "radius", "radius": radius, "metric": metric, "groups": groups}
+        return await self.graph(data, fields, timeout=timeout, progress=progress, columns=columns)
 
     async def vecchia(
         self,
@@ -438,12 +448,13 @@ class AsyncClient(_Portable):
         metric: Any = "euclidean",
         *,
         seed: int = 0,
+        groups: Any = None,
         timeout: float | None = DEFAULT_TIMEOUT_S,  # noqa: ASYNC109
         progress: ProgressOption = None,
         columns: Sequence[str] | None = None,
     ) -> Graph:
         """Return the exact Vecchia graph: row r lists the k nearest among ranks 0 … r-1; see `Client.vecchia`."""
-        fields = {"kind": "vecchia", "k": k, "order": order, "metric": metric, "seed": seed}
+        fields = {"kind": "vecchia", "k": k, "order": order, "metric": metric, "seed": seed, "groups": groups}
         return await self.graph(data, fields, timeout=timeout, progress=progress, columns=columns)
 
     async def query(
@@ -495,6 +506,7 @@ class AsyncClient(_Portable):
             lengthscale=lengthscale,
             variance=variance,
         )
+        columns, spec = take_groups(data, columns, spec)
         following = Following(
             _points(spec["metric"], data, columns), spec, policy or RefreshPolicy(), asyncio.Event, events
         )

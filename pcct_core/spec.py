@@ -543,9 +543,14 @@ def _advised(name: object, names: Sequence[str], others: Mapping[str, str]) -> s
         if bare in others:
             return others[bare]
         near = difflib.get_close_matches(bare, names, 1, 0.75)
-        if near:
+        # Another number is another thing, as of a Matérn kernel, and no slip.
+        if near and _digits(bare) in ("", _digits(near[0])):
             return f"use {near[0]!r}"
     return f"use one of {', '.join(names)}"
+
+
+def _digits(name: str) -> str:
+    return "".join(filter(str.isdigit, name))
 
 
 def _refuse_unknown(data: Mapping[Any, Any], known: set[str], prefix: str) -> None:

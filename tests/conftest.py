@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,8 +26,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
         print("compiling, once for all test processes", flush=True)
         commands = [[sys.executable, "-P", "-m", "pcct_core.warm", *shift] for shift in SHIFTS]
-        compilers = [subprocess.Popen(command, stdin=subprocess.PIPE) for command in commands]
-        assert [compiler.wait() for compiler in compilers] == [0] * len(compilers)
+        with ExitStack() as compiling:
+            opened = [subprocess.Popen(command, stdin=subprocess.PIPE) for command in commands]
+            compilers = [compiling.enter_context(compiler) for compiler in opened]
+            assert [compiler.wait() for compiler in compilers] == [0] * len(compilers)
 
 
 @pytest.fixture

@@ -185,7 +185,7 @@ def test_graph_has_a_default_kernel_and_takes_its_variance(pcct: Callable[..., O
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((*RESIDUAL, "--kernel", "matern72"), "metric.kernel is 'matern72'; use one of rbf, matern12"),
+        ((*RESIDUAL, "--kernel", "matern72"), "kernel is 'matern72'; use one of rbf, matern12"),
         ((*RESIDUAL, "--lengthscale", "0"), "lengthscale 0.0 is not positive"),
         ((*RESIDUAL, "--lengthscale", "0.3,0.3,0.3"), "lengthscale has 3 values for 2 dimensions"),
         ((*RESIDUAL, "--variance", "-1"), "variance -1.0 is not positive"),
