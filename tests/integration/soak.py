@@ -398,7 +398,10 @@ def check_rows(X: np.ndarray, neighbors: np.ndarray, distances: np.ndarray, *, p
 
 
 def _check_residual_rows(X: np.ndarray, inducing: np.ndarray, distances: np.ndarray) -> None:
-    """Compare a sample of the rows of an exact residual graph with brute force, squares within their rounding; raises Wrong."""
+    """Compare a sample of the rows of an exact residual graph with brute force; raises Wrong.
+
+    Squares agree within their rounding and the steps of the pairs: a value between two steps may fall to either.
+    """
     V, p = naive.residual_factors(X, inducing, **_KERNEL)
     rounding = naive.residual_rounding(X, inducing, p, **_KERNEL)
     for row in _sample(len(X)):
@@ -407,7 +410,8 @@ def _check_residual_rows(X: np.ndarray, inducing: np.ndarray, distances: np.ndar
         squares = np.maximum(0.0, 1.0 - np.abs(rho))
         nearest = np.argsort(squares, kind="stable")[: distances.shape[1]]
         off = np.abs(np.square(distances[row][: len(nearest)]) - squares[nearest])
-        if (off > rounding[row] + rounding[nearest].max(initial=0.0)).any():
+        step = naive.residual_steps(p[[row, *nearest]])[0].max()
+        if (off > rounding[row] + rounding[nearest].max(initial=0.0) + step).any():
             raise Wrong(
                 f"row {row} of {len(X)} has other residual distances than brute force, squared by {off.max():.1e}"
             )

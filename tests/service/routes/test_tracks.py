@@ -215,7 +215,7 @@ async def test_refresh_refuses_and_leaves_the_track_unharmed(idle, wish, status,
     assert (await track.refresh(epoch=4)).json()["decision"] == "pending"
 
 
-@pytest.mark.parametrize("body", [b"", b"[]", b'{"epoch": 1', b'{"metric": {"lengthscale": NaN}}'])
+@pytest.mark.parametrize("body", [b"[]", b'{"epoch": 1', b'{"metric": {"lengthscale": NaN}}'])
 async def test_refresh_refuses_what_is_not_an_object_of_json(idle, body):
     track = await track_of(idle)
     answer = await idle.client.post(f"{track.url}/refresh", content=body)
