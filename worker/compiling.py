@@ -108,9 +108,13 @@ class Compiling:
     async def _compile(self, parts: Sequence[str]) -> None:
         command = (sys.executable, "-P", "-m", "pcct_core.warm", *parts)
         # The compiler ends when its standard input does: with this process, however that ends.
-        compiler = await asyncio.create_subprocess_exec(
-            *command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
-        )
+        try:
+            compiler = await asyncio.create_subprocess_exec(
+                *command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+            )
+        except OSError as error:
+            self._give_up(parts, str(error))
+            return
         assert compiler.stdout is not None  # noqa: S101  (it was asked for)
         try:
             async for line in compiler.stdout:
@@ -120,9 +124,13 @@ class Compiling:
             status = await compiler.wait()
             left = [part for part in parts if part in self._missing]
             if left:
-                _log.warning("the compiler failed; builds compile for themselves", status=status, parts=left)
-                self.arrived(left)
+                self._give_up(left, f"exit status {status}")
         finally:
             if compiler.returncode is None:
                 with suppress(ProcessLookupError):
                     compiler.kill()
+
+    def _give_up(self, parts: Sequence[str], reason: str) -> None:
+        """Let builds that wait for parts go on: no compiler brings these any more."""
+        _log.warning("the compiler failed; builds compile for themselves", reason=reason, parts=parts)
+        self.arrived(parts)

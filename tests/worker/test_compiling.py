@@ -54,8 +54,9 @@ def test_a_build_that_waits_can_be_cancelled() -> None:
         Compiling({"float64": 4.0}).after(["float64"], build, cancel=cancel)
 
 
-async def test_a_compiler_that_fails_holds_no_build_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "executable", "/bin/false")
+@pytest.mark.parametrize("program", ["/bin/false", "/none"])
+async def test_a_compiler_that_fails_holds_no_build_back(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
+    monkeypatch.setattr(sys, "executable", program)
     compiling = Compiling({"float64": 4.0, "residual": 6.0})
     await compiling.run([("float64", "dense"), ("residual",)])
     assert compiling.missing == ()
