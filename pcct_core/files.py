@@ -44,10 +44,10 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """
     named = Path(path)
     if named.exists() and not named.is_file():
-        with named.open("wb") as file:
+        with _told_of(path, named), named.open("wb") as file:
             yield Stream(file)
         return
-    place = Path(os.path.realpath(path))
+    place = _find_place(path)
     beside = place.with_name(f".{place.name[:_LONGEST_STEM]}.{secrets.token_hex(4)}.part")
     with _told_of(path, beside):
         if place.exists() and not os.access(place, os.W_OK):
@@ -64,13 +64,31 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         beside.unlink(missing_ok=True)
 
 
+def _find_place(path: str | os.PathLike[str]) -> Path:
+    """Return what a path names, links followed. Raises OSError, naming the path, where the system finds no folder for it.
+
+    `realpath` alone would take absent/../file for file, and a ring of links for a file.
+    """
+    end = Path(path)
+    try:
+        try:
+            os.stat(path)
+        except FileNotFoundError:
+            while end.is_symlink():
+                end = end.parent / end.readlink()
+            os.stat(end.parent)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from None
+    return Path(os.path.realpath(end))
+
+
 @contextmanager
 def _told_of(path: str | os.PathLike[str], beside: Path) -> Iterator[None]:
-    """Let an error about the unfinished file name the path that the caller knows."""
+    """Let an error about the unfinished file, or about writing it, name the path that the caller knows."""
     try:
         yield
     except OSError as error:
-        if error.filename is None or str(error.filename) != str(beside):
+        if error.errno is None or str(error.filename or beside) != str(beside):
             raise
         raise OSError(error.errno, error.strerror, os.fspath(path)) from None
 

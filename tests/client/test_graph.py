@@ -68,6 +68,32 @@ def test_save_writes_what_np_load_reads(vecchia, radius, tmp_path):
         assert set(saved) == {"neighbors", "distances", "offsets"}
 
 
+@pytest.mark.parametrize("name", ["absent/../file", "file/../other", "round", "lost", "/dev/full"])
+def test_save_names_a_path_that_leads_nowhere(vecchia, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_bytes(b"old")
+    (tmp_path / "round").symlink_to("round")
+    (tmp_path / "lost").symlink_to("absent/../file")
+    there = set(tmp_path.iterdir())
+    with pytest.raises(OSError, match="No such|Not a dir|Too many|No space") as caught:
+        vecchia.save(name)
+    assert caught.value.filename == name
+    assert set(tmp_path.iterdir()) == there
+    assert (tmp_path / "file").read_bytes() == b"old"
+
+
+def test_save_writes_to_devices_and_pipes(vecchia, tmp_path):
+    vecchia.save("/dev/null")
+    path = tmp_path / "graph.npz"
+    read, write = os.pipe()
+    vecchia.save(f"/dev/fd/{write}")
+    os.close(write)
+    with os.fdopen(read, "rb") as pipe:
+        path.write_bytes(pipe.read())
+    with np.load(path) as saved:
+        np.testing.assert_array_equal(saved["neighbors"], vecchia.neighbors)
+
+
 def test_save_replaces_a_file_whole_or_not_at_all(vecchia, tmp_path, monkeypatch):
     path, link = tmp_path / "graph.npz", tmp_path / "link"
     path.write_bytes(b"old")

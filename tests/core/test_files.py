@@ -73,3 +73,17 @@ def test_errors_name_the_path_that_was_asked_for(tmp_path, name, kind):
 
 def test_write_arrays_writes_to_a_device():
     write_arrays(os.devnull, a=np.arange(3))
+
+
+@pytest.mark.parametrize("name", ["absent/../file", "file/../other", "round", "lost", "/dev/full"])
+def test_write_arrays_names_a_path_that_leads_nowhere(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_bytes(b"old")
+    (tmp_path / "round").symlink_to("round")
+    (tmp_path / "lost").symlink_to("absent/../file")
+    there = set(tmp_path.iterdir())
+    with pytest.raises(OSError, match="No such|Not a dir|Too many|No space") as caught:
+        write_arrays(name, a=np.arange(3))
+    assert caught.value.filename == name
+    assert set(tmp_path.iterdir()) == there
+    assert (tmp_path / "file").read_bytes() == b"old"
