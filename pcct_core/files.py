@@ -72,11 +72,11 @@ def _find_place(path: str | os.PathLike[str]) -> Path:
     end = Path(path)
     try:
         try:
-            os.stat(path)
+            end.stat()
         except FileNotFoundError:
             while end.is_symlink():
                 end = end.parent / end.readlink()
-            os.stat(end.parent)
+            end.parent.stat()
     except OSError as error:
         raise OSError(error.errno, error.strerror, os.fspath(path)) from None
     return Path(os.path.realpath(end))

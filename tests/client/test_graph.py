@@ -75,7 +75,7 @@ def test_save_names_a_path_that_leads_nowhere(vecchia, tmp_path, monkeypatch, na
     (tmp_path / "round").symlink_to("round")
     (tmp_path / "lost").symlink_to("absent/../file")
     there = set(tmp_path.iterdir())
-    with pytest.raises(OSError, match="No such|Not a dir|Too many|No space") as caught:
+    with pytest.raises(OSError, match=r"No such|Not a dir|Too many|No space") as caught:
         vecchia.save(name)
     assert caught.value.filename == name
     assert set(tmp_path.iterdir()) == there

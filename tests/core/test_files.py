@@ -82,7 +82,7 @@ def test_write_arrays_names_a_path_that_leads_nowhere(tmp_path, monkeypatch, nam
     (tmp_path / "round").symlink_to("round")
     (tmp_path / "lost").symlink_to("absent/../file")
     there = set(tmp_path.iterdir())
-    with pytest.raises(OSError, match="No such|Not a dir|Too many|No space") as caught:
+    with pytest.raises(OSError, match=r"No such|Not a dir|Too many|No space") as caught:
         write_arrays(name, a=np.arange(3))
     assert caught.value.filename == name
     assert set(tmp_path.iterdir()) == there
