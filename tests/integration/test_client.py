@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import signal
 import subprocess
 import sys
@@ -11,7 +13,8 @@ import time
 import numpy as np
 import pytest
 
-from pcct_client import Client, NotFound
+from pcct_client import AsyncClient, Client, NotFound, dataset_id
+from tests import naive
 
 pytestmark = pytest.mark.integration
 
@@ -88,3 +91,45 @@ def test_graphs_of_the_service_fit_other_libraries(start_up, tmp_path, points) -
         np.testing.assert_array_equal(vecchia.points, points)
         with pytest.raises(NotFound, match="dataset"):
             client.knn("0" * 64, k=5)
+
+
+CLOUDS = [np.random.default_rng(seed).random((30, 2)) for seed in range(10)]
+TRUTH = [naive.knn(cloud, 3)[0] for cloud in CLOUDS]
+ANSWERS = 100
+
+
+def count_wrong(client: Client | AsyncClient, first: int, answers: int = ANSWERS) -> int:
+    """Ask for the graphs of all clouds in turn, beginning with one; return how many answers were of other points."""
+    turns = [(first + turn) % len(CLOUDS) for turn in range(answers)]
+
+    async def ask(client: AsyncClient) -> list:
+        rounds = [turns[start : start + len(CLOUDS)] for start in range(0, answers, len(CLOUDS))]
+        return [graph for each in rounds for graph in await asyncio.gather(*(client.knn(CLOUDS[i], k=3) for i in each))]
+
+    graphs = [client.knn(CLOUDS[i], k=3) for i in turns] if isinstance(client, Client) else asyncio.run(ask(client))
+    right = (
+        graph.dataset == dataset_id(CLOUDS[i]) and np.array_equal(graph.neighbors, TRUTH[i])
+        for i, graph in zip(turns, graphs, strict=True)
+    )
+    return answers - sum(right)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_children_of_a_fork_and_their_parent_get_their_own_answers(service_url, kind) -> None:
+    client = kind(service_url)
+    assert count_wrong(client, 0, len(CLOUDS)) == 0
+    children = []
+    for number in range(1, 5):
+        child = os.fork()
+        if child == 0:
+            wrong = ANSWERS + 1  # of one that failed
+            try:
+                wrong = count_wrong(client, 2 * number)
+            finally:
+                os._exit(wrong)
+        children.append(child)
+    assert count_wrong(client, 1) == 0
+    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0] * 4
+    if isinstance(client, Client):
+        client.close()  # the other leaves nothing open between its calls
