@@ -33,6 +33,7 @@ from pcct_client.errors import (
 from pcct_client.graph import Graph
 from pcct_client.groups import number_groups
 from pcct_client.progress import Progress
+from pcct_client.values import plain
 
 T = TypeVar("T")
 
@@ -64,7 +65,7 @@ class Deadline:
     """The moment by which a whole call must be over; `timeout` None means never."""
 
     def __init__(self, timeout: float | None) -> None:
-        self._timeout = timeout
+        self._timeout = timeout = None if timeout is None else float(timeout)  # sockets take no float32
         self._end = None if timeout is None else time.monotonic() + timeout
 
     def left_s(self, at_most: float) -> float:
@@ -545,8 +546,8 @@ def query_document(k: int | None, radius: float | None, metric: Any) -> dict[str
 
 
 def spec_document(spec: Mapping[str, Any] | None, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a specification as JSON values: spec with fields over it, a metric's name or object in its JSON form."""
-    out = {**(spec or {}), **fields}
+    """Return a specification as JSON values: spec with fields over it, a metric's name in its JSON form."""
+    out = {name: plain(value) for name, value in {**(spec or {}), **fields}.items()}
     metric = out.get("metric")
     if isinstance(metric, str):
         out["metric"] = {"type": metric}

@@ -28,6 +28,7 @@ from pcct_client.errors import (
     SessionClosed,
 )
 from pcct_client.graph import Graph
+from pcct_client.values import plain
 
 EventHandler: TypeAlias = Callable[[dict[str, Any]], None]
 
@@ -587,6 +588,7 @@ def track_spec(
 
     fields: the rest of the spec. numbers: lengthscale and variance, None for the metric's own.
     """
+    metric, inducing = plain(metric), plain(inducing)
     if metric is None:
         inducing = {"count": inducing} if isinstance(inducing, int) else inducing
         metric = {"type": "residual", "kernel": kernel, "inducing": inducing}
@@ -595,7 +597,7 @@ def track_spec(
     else:
         metric = metric.to_json() if hasattr(metric, "to_json") else dict(metric)
     given = {name: hyperparameter(name, value) for name, value in numbers.items() if value is not None}
-    spec = {"kind": kind, "k": k, "metric": metric | given, **fields}
+    spec = calls.spec_document(None, {"kind": kind, "k": k, "metric": metric | given, **fields})
     return {name: value for name, value in spec.items() if value is not None}
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pcct_client.errors import InvalidArray
 from pcct_client.frames import Columns, is_frame, listed, read_frame
 from pcct_client.geometry import check_lengths, check_same_system, is_geometry, places
-from pcct_client.values import file_fix, read_numbers, shown
+from pcct_client.values import file_fix, plain, read_numbers, shown
 
 _ID = re.compile(r"[0-9a-f]{64}")
 
@@ -110,6 +110,7 @@ def _check_id(text: str) -> None:
 
 def _name(metric: Any) -> str:
     """Return the name of a metric, which is given as that or as JSON values."""
+    metric = plain(metric)
     if isinstance(metric, str):
         return metric
     fields = metric.to_json() if hasattr(metric, "to_json") and not isinstance(metric, type) else metric

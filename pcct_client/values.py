@@ -117,6 +117,11 @@ def rounded_away(place: str, value: int, offset_fix: str | None, round_fix: str)
     )
 
 
+def plain(value: Any) -> Any:
+    """Return the Python value of an array of no dimensions, as NumPy's scalars are; anything else as it is."""
+    return value.tolist() if getattr(value, "shape", None) == () and hasattr(value, "tolist") else value
+
+
 def shown(value: Any) -> str:
     """Return a value as messages show it: not too long."""
     text = repr(str(value) if isinstance(value, str) else value)

@@ -29,6 +29,7 @@ from pcct_client import (
     WaitTimeout,
     dataset_id,
 )
+from pcct_client.following import track_spec
 from pcct_client.retry import Retries
 
 POINTS = np.random.default_rng(5).normal(size=(3, 2))
@@ -132,6 +133,22 @@ def test_graph_takes_a_dataset_id_and_json_values(client, service):
         "k": 2,
         "metric": {"type": "euclidean", "lengthscale": [1.0, 0.5]},
     }
+
+
+@pytest.mark.parametrize("number", [np.int64, np.uint8, np.array])
+def test_calls_take_scalars_of_numpy(client, service, number):
+    client.vecchia("d" * 64, number(2), np.array("given"), np.array("cosine"), seed=number(1), timeout=np.float32(9))
+    assert service.documents[-1]["spec"] == {
+        "kind": "vecchia",
+        "k": 2,
+        "order": "given",
+        "metric": {"type": "cosine"},
+        "seed": 1,
+    }
+    wanted = track_spec("vecchia", number(2), None, "rbf", number(9), {"order": np.array("given")}, variance=number(2))
+    metric = {"type": "residual", "kernel": "rbf", "inducing": {"count": 9}, "variance": 2.0}
+    assert wanted == {"kind": "vecchia", "k": 2, "metric": metric, "order": "given"}
+    assert track_spec("knn", 2, np.array("cosine"), "rbf", 9, {})["metric"] == {"type": "cosine"}
 
 
 def test_graph_takes_a_metric_of_the_library(client, service):
