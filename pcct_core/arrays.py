@@ -6,6 +6,7 @@ nor the last digits of a whole number. The code in a message works as it stands,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from os import PathLike, fspath
@@ -84,16 +85,14 @@ def align_columns(ours: tuple[str, ...] | None, theirs: tuple[str, ...] | None) 
     return [theirs.index(name) for name in ours]
 
 
-def rounded_away(place: str, value: int, offset_fix: str | None, round_fix: str) -> str:
-    """Return what is said of a whole number that float64 rounds.
+def rounded_away(place: str, value: int | str, near: float, offset_fix: str | None, round_fix: str) -> str:
+    """Return what is said of a number above 2^53 that float64 rounds.
 
-    place: where it is, in words. offset_fix: how to subtract an offset, None where no offset helps. round_fix: how to round.
+    place: where it is, in words. value: the number, or how it is written. near: what float64 makes of it.
+    offset_fix: how to subtract an offset, None where no offset helps. round_fix: how to round.
     """
-    try:
-        near = str(int(float(value)))
-    except OverflowError:
-        near = "infinity"
-    said = f"{place} is {value}, which float64 rounds to {near}; "
+    rounded = "infinity" if math.isinf(near) else str(int(near))
+    said = f"{place} is {value}, which float64 rounds to {rounded}; "
     if offset_fix is None:
         return f"{said}take it rounded: {round_fix}"
     return (
@@ -111,7 +110,12 @@ def _rounded(array: NDArray[Any]) -> NDArray[np.bool_]:
 
 def _too_long(X: Any, values: NDArray[Any], place: tuple[int, ...], subject: str, name: str) -> InvalidPoints:
     offset_fix = _offset_fix(X, name) if _fits_with_offset(values) else None
-    said = rounded_away(_place(place, subject), int(values[place]), offset_fix, f"np.asarray({name}, dtype='float64')")
+    value, round_fix = int(values[place]), f"np.asarray({name}, dtype='float64')"
+    try:
+        near = float(value)
+    except OverflowError:
+        near = math.inf
+    said = rounded_away(_place(place, subject), value, near, offset_fix, round_fix)
     return InvalidPoints(said, int(place[0]) if place else None)
 
 

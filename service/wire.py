@@ -32,9 +32,10 @@ import numpy as np
 from isal.isal_zlib import crc32
 from numpy.typing import NDArray
 
-from pcct_core.arrays import EXACT_WHOLE, numbers_fix, rounded_away
+from pcct_core.arrays import numbers_fix
 from pcct_core.errors import InvalidPoints, PcctError
 from pcct_core.points import Points
+from service.written_numbers import Written, check_written
 
 Piece: TypeAlias = bytes | memoryview  # of a body; what a view shows does not change any more
 
@@ -638,7 +639,7 @@ def _points_from_json(text: bytes) -> NDArray[np.float64]:
     """Return a JSON list of rows as float64 (n, d); numbers only, all rows of one length."""
     example = "send a list of rows such as [[0.0, 1.0], [2.0, 3.0]]"
     try:
-        rows = json.loads(text)
+        rows = json.loads(text, parse_float=Written)
     except (ValueError, RecursionError):
         raise MalformedArray(f"the body is not JSON; {example}") from None
     if not isinstance(rows, list):
@@ -650,20 +651,13 @@ def _points_from_json(text: bytes) -> NDArray[np.float64]:
             raise InvalidPoints(f"row {index} is not a list; {example}", index)
         if len(row) != len(rows[0]):
             raise InvalidPoints(f"row {index} has {len(row)} values, row 0 has {len(rows[0])}", index)
-        if not {*map(type, row)} <= {int, float}:
+        if not {*map(type, row)} <= {int, float, Written}:
             raise InvalidPoints(f"row {index} holds something else than numbers; {example}", index)
     try:
         points = np.array(rows, dtype="<f8").reshape(len(rows), len(rows[0]))
     except OverflowError:
         raise InvalidPoints("a number is too large for float64") from None
-    for row, column in np.argwhere(np.abs(points) >= EXACT_WHOLE).tolist():
-        value = rows[row][column]
-        if isinstance(value, int) and int(float(value)) != value:
-            values = [line[column] for line in rows]
-            least = int(min(values))
-            offset_fix = f"{least} from all of the column" if max(values) - least <= EXACT_WHOLE else None
-            said = rounded_away(f"row {row}, column {column}", value, offset_fix, f"{float(value)!r}")
-            raise InvalidPoints(said, row)
+    check_written(rows, points)
     return points
 
 

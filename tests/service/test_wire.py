@@ -97,6 +97,9 @@ def test_npy_decoder_reads_headers_of_python_2_and_other_writers(descr, dtype, s
         ("[[1700000000000000000, 1], [1700000000000000001, 2]]", "row 1, column 0"),
         ("[[0.5, 9007199254740993]]", "row 0, column 1"),
         ("[[-1700000000000000001]]", "row 0, column 0"),
+        ("[[1700000000000000001.0], [1700000000000000000.0]]", "row 0, column 0"),
+        ("[[1, 2], [1, 9007199254740992.5]]", "row 1, column 1"),
+        ("[[1.700000000000000001e18]]", "row 0, column 0"),
     ],
 )
 def test_json_refuses_whole_numbers_that_float64_rounds(text, place):
@@ -115,6 +118,38 @@ def test_json_advice_for_large_whole_numbers_works():
     with pytest.raises(InvalidPoints, match=r"rounds to 1.*; take it rounded"):
         decode(b"[[0], [1700000000000000001]]", wire.JSON)
     assert decode(b"[[9007199254740992, 1152921504606846976, 1e300]]", wire.JSON)[0, 1] == 2**60
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[[1e-400]]", "row 0, column 0 is 1e-400, which float64 takes for 0; use a smaller unit"),
+        ("[[0, 1], [2, -0.01e-399999999999999999999]]", "row 1, column 1 is .*takes for 0"),
+        ("[[0.0, 1e400]]", "row 0, column 1 is 1e400, which float64 cannot hold; use a larger unit"),
+        ("[[0.10000000000000001], [3], [0.100000000000000011]]", "row 2.*tell from 0.10000000000000001; subtract 0 fr"),
+        (
+            "[[1000000000000000.01], [1000000000000000.02]]",
+            "tell from 1000000000000000.01; subtract 1000000000000000 f",
+        ),
+        ("[[1.00000000000000001], [1.00000000000000002], [1e300]]", "row 1.*; take fewer digits"),
+        (
+            f"[[9007199254740993.{'0' * 99}]]",
+            "row 0, column 0 is 9007199254740993.0*…, which float64 rounds to 9007199254",
+        ),
+    ],
+)
+def test_json_refuses_numbers_that_float64_does_not_tell_apart(text, said):
+    with pytest.raises(InvalidPoints, match=said):
+        decode(text.encode(), wire.JSON)
+
+
+def test_json_takes_what_is_printed_of_float64():
+    values = np.ldexp(np.random.default_rng(3).normal(size=8), [-1060, -40, 0, 0, 57, 70, 400, 900])
+    for form in (repr, "{:.18e}".format, "{:.17g}".format, "{:.6e}".format, "{:.30f}".format):
+        text = "[" + ",".join(f"[{form(float(value))}]" for value in values) + "]"
+        rows = decode(text.encode(), wire.JSON)
+        np.testing.assert_array_equal(rows[:, 0], [float(form(float(value))) for value in values])
+    assert decode(b"[[0.0, -0e-9, 0E999999999999999999999, 0.1, 1.10]]", wire.JSON).tolist() == [[0, 0, 0, 0.1, 1.1]]
 
 
 @pytest.mark.parametrize("media", [None, "", "application/x-www-form-urlencoded", "application/octet-stream"])
