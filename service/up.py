@@ -15,9 +15,10 @@ from types import FrameType
 from typing import NoReturn
 
 from pcct_core.errors import PcctError
+from pcct_core.files import find_code_directory
 from service.embedded import EmbeddedStore
 from service.processes import Child, Lifeline, own_command
-from worker.settings import WorkerSettings
+from worker.settings import WorkerSettings, numba_cache_dir
 from worker.store_url import without_password
 
 _LOOK_S = 0.05
@@ -123,7 +124,7 @@ def _start(settings: WorkerSettings, listener: socket.socket, lifeline: Lifeline
         store.start()
         settings = settings.model_copy(update={"redis_url": store.url})
         home = str(store.data_dir)
-    environment = settings.to_environment()
+    environment = settings.to_environment() | _kernel_cache()
 
     def child(name: str, arguments: list[str], fds: tuple[int, ...]) -> Child:
         command = own_command("service.cli", *arguments, "--lifeline-fd", str(lifeline.fd))
@@ -139,6 +140,16 @@ def _start(settings: WorkerSettings, listener: socket.socket, lifeline: Lifeline
         tree.stop()
         raise
     return tree
+
+
+def _kernel_cache() -> dict[str, str]:
+    """Return what tells all workers where compiled code is kept; what is to be said of that place is said here, once."""
+    place, told = find_code_directory(numba_cache_dir())
+    if place is None:
+        return {}  # each worker says that it compiles anew
+    if told:
+        _warn(told)
+    return {"NUMBA_CACHE_DIR": str(place)}
 
 
 def _check_exposure(listener: socket.socket) -> None:

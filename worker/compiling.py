@@ -8,11 +8,13 @@ themselves when they first need it.
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -52,14 +54,16 @@ def parts_needed(spec: Wish, points: NDArray[Any]) -> tuple[str, ...]:
 class Compiling:
     """What of the machine code is there. Made with the parts that are not, by name, and how long each takes, in seconds.
 
+    directory: where compilers keep it. They would find the same one, and each would tell again where that costs something.
     Used by the event loop, and by the threads of builds, which wait.
     """
 
-    def __init__(self, missing: dict[str, float]) -> None:
+    def __init__(self, missing: dict[str, float], directory: Path | None = None) -> None:
         self._takes_s = dict(missing)
         self._missing = dict.fromkeys(missing)
         self._started = time.monotonic()
         self._changed = threading.Condition()
+        self._environment = os.environ | ({} if directory is None else {"NUMBA_CACHE_DIR": str(directory)})
 
     @classmethod
     def nothing(cls) -> Compiling:
@@ -110,7 +114,7 @@ class Compiling:
         # The compiler ends when its standard input does: with this process, however that ends.
         try:
             compiler = await asyncio.create_subprocess_exec(
-                *command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+                *command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, env=self._environment
             )
         except OSError as error:
             self._give_up(parts, str(error))

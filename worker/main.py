@@ -63,13 +63,15 @@ def load_core() -> tuple[Build, Compiling]:
     from pcct_core import jit, warm
     from pcct_core.graph import build_graph
 
-    if jit.code_directory() is None:
+    directory = jit.code_directory()
+    if directory is None:
         for part in warm.PARTS:
             warm.warm(part)
         return build_graph, Compiling.nothing()
     if warm.is_warm(FIRST):
         warm.warm(FIRST)
-    return build_graph, Compiling({part: takes_s for part, takes_s in warm.PARTS.items() if not warm.is_warm(part)})
+    missing = {part: takes_s for part, takes_s in warm.PARTS.items() if not warm.is_warm(part)}
+    return build_graph, Compiling(missing, directory)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -1,6 +1,7 @@
 import asyncio
 import queue
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -38,3 +39,17 @@ def test_teller_says_again_and_again_what_is_waited_for(monkeypatch):
             pass
     assert line.startswith("pcct is starting, ")
     assert line.endswith(" s: no worker is ready")
+
+
+@pytest.mark.parametrize(
+    ("found", "environment", "said"),
+    [
+        ((Path("/kept"), ""), {"NUMBA_CACHE_DIR": "/kept"}, ""),
+        ((Path("/tmp/own"), "kept for a while; do"), {"NUMBA_CACHE_DIR": "/tmp/own"}, "pcct: kept for a while; do\n"),
+        ((None, "kept nowhere; do"), {}, ""),
+    ],
+)
+def test_kernel_cache_is_chosen_and_told_once_for_all_workers(monkeypatch, capsys, found, environment, said):
+    monkeypatch.setattr(up, "find_code_directory", lambda chosen: found)
+    assert up._kernel_cache() == environment
+    assert capsys.readouterr().err == said

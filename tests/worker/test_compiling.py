@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,15 @@ async def test_a_compiler_that_fails_holds_no_build_back(monkeypatch: pytest.Mon
     compiling = Compiling({"float64": 4.0, "residual": 6.0})
     await compiling.run([("float64", "dense"), ("residual",)])
     assert compiling.missing == ()
+
+
+async def test_compilers_are_told_where_code_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    compiler = tmp_path / "compiler"
+    compiler.write_text('#!/bin/sh\necho "$NUMBA_CACHE_DIR" >> "$NUMBA_CACHE_DIR/told"\n')
+    compiler.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(compiler))
+    await Compiling({"float64": 4.0, "residual": 6.0}, tmp_path).run([("float64",), ("residual",)])
+    assert (tmp_path / "told").read_text() == f"{tmp_path}\n" * 2
 
 
 @pytest.mark.parametrize(
