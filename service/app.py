@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -22,6 +23,9 @@ from service.request_ids import RequestIds
 from service.routes import datasets, graphs, health, metrics, oneshot, problems, queries, tracks
 from service.settings import ServiceSettings
 from service.traffic import Traffic, Watched
+from worker.absence import Absence
+
+_LOOK_S = 2.0  # at the store, to tell when it is away
 
 _DESCRIPTION = """Exact neighbor graphs for Gaussian processes.
 
@@ -35,8 +39,10 @@ Every operation below can be tried with the values that are filled in, from top 
 request's own or a new one, which is in every line of the log, the worker's too."""
 
 
-def create_app(settings: ServiceSettings) -> FastAPI:
+def create_app(settings: ServiceSettings, absence: Absence | None = None) -> FastAPI:
     """Return the application; it starts without the store and answers 503 until the store is there.
+
+    absence: what was told of the store before, None for nothing.
 
     Callers need keys where `settings.auth` is "on". What "auto" means depends on the address, which is not known here:
     `run_api` decides.
@@ -52,9 +58,13 @@ def create_app(settings: ServiceSettings) -> FastAPI:
             ApiKeys(backend.store.redis) if keys else None,
             Limiter(settings.rate_limit) if settings.rate_limit is not None else None,
         )
+        told = absence or Absence(settings.store_url)
+        watch = asyncio.create_task(told.watch(backend.store.redis.ping, _LOOK_S, backend.stopping), name="pcct watch")
         try:
             yield
         finally:
+            watch.cancel()
+            await asyncio.wait({watch})
             await backend.aclose()
 
     # FastAPI's page for the browser, with its scripts from here instead of from a network that may not be there.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ import typer
 
 if TYPE_CHECKING:
     from pcct_core.spec import GraphSpec
+    from worker.absence import Absence
     from worker.settings import SharedSettings
 
 app = typer.Typer(
@@ -56,7 +58,7 @@ def up(
 
     settings = WorkerSettings() if data_dir is None else WorkerSettings(data_dir=data_dir)
     if settings.redis_url is not None:
-        settings.check_store()
+        _told_of_store(settings)
     run_up(settings, host, port, workers)
 
 
@@ -68,12 +70,13 @@ def serve(
     lifeline_fd: _LifelineFd = None,
 ) -> None:
     """Run the API alone, on the store that PCCT_REDIS_URL names."""
-    from service.serve import run_api
     from service.settings import ServiceSettings
 
     settings = ServiceSettings()
-    settings.check_store()
-    run_api(settings, host, port, listen_fd=listen_fd, lifeline_fd=lifeline_fd)
+    absence = _told_of_store(settings)
+    from service.serve import run_api  # what takes longest to load
+
+    run_api(settings, host, port, absence=absence, listen_fd=listen_fd, lifeline_fd=lifeline_fd)
 
 
 @app.command()
@@ -84,10 +87,10 @@ def work(lifeline_fd: _LifelineFd = None) -> None:
     from worker.settings import WorkerSettings
 
     settings = WorkerSettings()
-    settings.check_store()
+    absence = _told_of_store(settings)
     if lifeline_fd is not None:
         lifeline.follow(lifeline_fd)
-    run_worker(settings)
+    run_worker(settings, absence=absence)
 
 
 @app.command()
@@ -219,6 +222,19 @@ def revoke_key(
     revoke_key(_shared_settings(data_dir), id)
 
 
+def _told_of_store(settings: SharedSettings) -> Absence:
+    """Tell, in the log, when the store does not answer; return what goes on telling. Raises WrongStoreUrl."""
+    from worker.absence import Absence
+    from worker.logs import configure_logs
+
+    configure_logs(settings)
+    absence = Absence(settings.store_url)
+    reason = settings.check_store()
+    if reason is not None:
+        absence.note_failure(reason)
+    return absence
+
+
 def _shared_settings(data_dir: Path | None) -> SharedSettings:
     from worker.settings import SharedSettings
 
@@ -263,6 +279,7 @@ def main() -> NoReturn:
     try:
         status = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # one more would be a traceback of an interpreter that ends
         _fail("interrupted", 1)
     except BrokenPipeError:
         # The reader of our output has gone, as in `pcct graph … | head`; nobody is left to tell.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
+from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
@@ -18,6 +19,7 @@ from service.connections import bounded_protocol, raise_file_limit
 from service.prefix import set_prefix
 from service.settings import ServiceSettings
 from service.up import open_listener
+from worker.absence import Absence
 from worker.logs import configure_logs
 from worker.store import Store
 from worker.traces import start_traces, stop_traces
@@ -26,11 +28,24 @@ _CLOSE_S = 3  # open requests, such as downloads, get this long when the process
 
 
 class Server(uvicorn.Server):
-    """uvicorn, which tells the application that it stops only after all open requests have ended; this tells it before."""
+    """uvicorn, which tells the application that it stops only after all open requests have ended; this tells it before.
 
-    def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
+    told: the signals that came before it ran.
+    """
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI, told: list[int]) -> None:
         super().__init__(config)
         self._app = app
+        self._told = told
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, and stop at once when a signal has come before."""
+        await super().startup(sockets)
+        self.should_exit = self.should_exit or bool(self._told)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop at the first signal; a second one changes nothing, for what is left takes seconds."""
+        self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Let long polls and event streams end, then stop."""
@@ -51,17 +66,24 @@ async def _check_layout(settings: ServiceSettings) -> None:
 
 
 def run_api(
-    settings: ServiceSettings, host: str, port: int, *, listen_fd: int | None = None, lifeline_fd: int | None = None
+    settings: ServiceSettings,
+    host: str,
+    port: int,
+    *,
+    absence: Absence | None = None,
+    listen_fd: int | None = None,
+    lifeline_fd: int | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT; raises UpError when the address cannot be had, NewerLayout for a later release's store.
 
+    absence: what was told of the store before, None for nothing.
     listen_fd: a listening socket handed down, instead of host and port. lifeline_fd: the parent's pipe, if any.
     """
     configure_logs(settings)
     start_traces("pcct-api")
-    for number in (signal.SIGTERM, signal.SIGINT):
-        # uvicorn handles both, then raises them again for the handler from before: one that lets us exit with 0.
-        signal.signal(number, lambda *_: None)
+    told: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):  # until the server, which has handlers of its own, runs, and after
+        signal.signal(number, lambda number, _frame: told.append(number))
     if lifeline_fd is not None:
         lifeline.follow(lifeline_fd)
     listener = open_listener(host, port) if listen_fd is None else socket.socket(fileno=listen_fd)
@@ -70,9 +92,9 @@ def run_api(
         print(f"pcct serves http://{host}:{listener.getsockname()[1]}", flush=True)
     asyncio.run(_check_layout(settings))
     set_prefix(settings.root_path)  # of what is said to connections that no request comes of
-    app = create_app(settings)
+    app = create_app(settings, absence)
     raise_file_limit()
-    Server(server_config(app, settings), app).run(sockets=[listener])
+    Server(server_config(app, settings), app, told).run(sockets=[listener])
     stop_traces()
 
 

@@ -44,9 +44,9 @@ def run_up(settings: WorkerSettings, host: str, port: int, workers: int) -> None
     """
     lifeline = Lifeline()
     tree: _Tree | None = None
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _request_stop)
     try:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, _request_stop)
         with open_listener(host, port) as listener:
             with _Teller("pcct is starting", _say) as teller:
                 _check_exposure(listener)
@@ -237,6 +237,8 @@ def _reachable(host: str) -> str:
 
 
 def _request_stop(number: int, frame: FrameType | None) -> NoReturn:
+    for asked in (signal.SIGTERM, signal.SIGINT):  # a second one would cut short how everything is stopped
+        signal.signal(asked, signal.SIG_IGN)
     raise _StopRequested
 
 

@@ -1,6 +1,7 @@
 """The worker's room: what is stored, what is queued, and how one job is done.
 
 store_url  the address of the store, checked before anything waits for it
+absence    what is told of a store that does not answer
 settings   every option of the store, the queue and the worker, from PCCT_... environment variables
 query      the neighbors of other points: what is asked, and its answer
 store      datasets, graphs, arrays and heartbeats in Redis or Valkey; all keys, chunks and checksums

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from socket import gaierror
 from typing import Any
 
 import structlog
@@ -35,13 +36,14 @@ _SECRETS = (
 class Outage:
     """Chooses which of the many failures of one outage are told: the first, then one at pauses that double up to a minute.
 
-    A failure after a quiet minute belongs to another outage. clock: seconds that only grow.
+    A failure after a quiet minute belongs to another outage. clock: seconds that only grow. first_s: the first pause.
     """
 
     _LONGEST_S = 60.0
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, first_s: float = 1.0) -> None:
         self._clock = clock
+        self._first_s = first_s
         self._last = self._told = -math.inf
         self._pause_s = 0.0
 
@@ -53,11 +55,11 @@ class Outage:
         self._last = now
         if now - self._told < self._pause_s:
             return False
-        self._told, self._pause_s = now, min(self._LONGEST_S, 2 * self._pause_s or 1.0)
+        self._told, self._pause_s = now, min(self._LONGEST_S, 2 * self._pause_s or self._first_s)
         return True
 
 
-_queue_outage = Outage()
+_queue_outage = Outage(first_s=30.0)  # worker.absence has told of it, and by the name of the store
 
 
 def configure_logs(settings: SharedSettings) -> None:
@@ -130,9 +132,10 @@ def _hide_secrets(_logger: object, _name: str, line: Any) -> str:
 
 def _one_line(record: logging.LogRecord) -> bool:
     """Reduce what the queue says of an outage, which it survives, to one line without its traceback, and few of these."""
-    if not record.name.startswith(_QUEUE):
-        return True
     error = record.exc_info[1] if record.exc_info else None
+    if not record.name.startswith(_QUEUE):
+        # uvloop looks a name up for every connection, and asyncio tells of each that nobody waited for to the end.
+        return not (record.name == "asyncio" and isinstance(error, gaierror))
     if (error is not None or "Redis" in record.getMessage()) and not _queue_outage.tells():
         return False
     if error is not None:

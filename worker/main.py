@@ -16,6 +16,7 @@ from typing import NoReturn
 import structlog
 from redis.exceptions import RedisError
 
+from worker.absence import Absence
 from worker.compiling import FIRST, SHIFTS, Compiling
 from worker.follow import Follower
 from worker.logs import configure_logs
@@ -39,17 +40,19 @@ _log = structlog.stdlib.get_logger("pcct.worker")
 def run_worker(
     settings: WorkerSettings,
     *,
+    absence: Absence | None = None,
     load_build: Callable[[], Build] | None = None,
 ) -> NoReturn:
     """Work until SIGTERM or SIGINT, then end this process.
 
+    absence: what was told of the store before, None for nothing.
     load_build: returns what builds graphs, which lacks no code; None for the core.
     """
     configure_logs(settings)
     start_traces("pcct-worker")
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         load = load_core if load_build is None else lambda: (load_build(), Compiling.nothing())
-        status = runner.run(_work(settings, load))
+        status = runner.run(_work(settings, absence or Absence(settings.store_url), load))
     stop_traces()
     # A build that was left behind may still run compiled code, which must not meet a dying interpreter.
     os._exit(status)
@@ -83,7 +86,7 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return new_event_loop
 
 
-async def _work(settings: WorkerSettings, load: Callable[[], tuple[Build, Compiling]]) -> int:
+async def _work(settings: WorkerSettings, absence: Absence, load: Callable[[], tuple[Build, Compiling]]) -> int:
     name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
     store, queue = Store.from_settings(settings), Queue.from_settings(settings)
     refreshes = Queue.refresh_from_settings(settings)
@@ -99,7 +102,8 @@ async def _work(settings: WorkerSettings, load: Callable[[], tuple[Build, Compil
         return WorkerInfo(name, os.getpid(), bool(runners) and FIRST not in missing, graph, missing)
 
     tracks = Tracks(store, refreshes, queue)
-    beats = asyncio.create_task(_beat(store, info, settings.heartbeat_s, leaving), name="pcct heartbeat")
+    beat = absence.watch(lambda: _say_alive(store, info(), settings.heartbeat_s), settings.heartbeat_s, leaving)
+    beats = asyncio.create_task(beat, name="pcct heartbeat")
     sweeps = asyncio.create_task(_sweep(tracks, settings.track_idle_s, leaving), name="pcct sweep")
     compilers: list[asyncio.Task[None]] = []
     status = 0
@@ -175,23 +179,6 @@ async def _loaded(
 
 async def _say_alive(store: Store, worker: WorkerInfo, every_s: float) -> None:
     await store.beat(worker, every_s * (_BEATS_TO_LIVE if worker.warm else _BEATS_TO_LOAD))
-
-
-async def _beat(store: Store, info: Callable[[], WorkerInfo], every_s: float, leaving: asyncio.Event) -> None:
-    """Keep saying that this worker is alive; an outage of the store is logged once, and so is its end."""
-    away = False
-    # A client that is connecting may swallow a cancellation; the event ends the loop even then.
-    while not leaving.is_set():
-        try:
-            await _say_alive(store, info(), every_s)
-            if away:
-                _log.info("the store is back")
-            away = False
-        except RedisError as error:
-            if not away:
-                _log.warning("the store is away; waiting for it", reason=str(error))
-            away = True
-        await asyncio.sleep(every_s)
 
 
 async def _sweep(tracks: Tracks, idle_s: float, leaving: asyncio.Event, every_s: float = _SWEEP_S) -> None:

@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from worker.store_url import VARIABLE, check_store_answers, check_store_url, without_password
 
 ENTRY_BYTES = 4 + 8  # of a graph: an int32 neighbor and a distance, counted as float64
+_FIRST_LOOK_S = 1.0  # a person waits for the first line of a process that starts
 LOCAL_REDIS_URL = "redis://127.0.0.1:6379/0"
 
 
@@ -122,9 +123,12 @@ class SharedSettings(BaseSettings):
         """The store to connect to: `redis_url`, or Redis on this machine."""
         return self.redis_url or LOCAL_REDIS_URL
 
-    def check_store(self) -> None:
-        """Raise WrongStoreUrl where the store refuses what `redis_url` says, which no waiting mends."""
-        check_store_answers(self.store_url, self.store_timeout_s)
+    def check_store(self) -> str | None:
+        """Return why the store does not answer at once, None when it does.
+
+        Raises WrongStoreUrl where it refuses what `redis_url` says, which no waiting mends.
+        """
+        return check_store_answers(self.store_url, min(self.store_timeout_s, _FIRST_LOOK_S))
 
 
 class WorkerSettings(SharedSettings):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -79,8 +80,27 @@ def without_password(url: str) -> str:
     return f"{scheme}{mark}…@{behind}" if at and mark else f"…@{behind}" if at else url
 
 
-def check_store_answers(url: str, timeout_s: float) -> None:
-    """Raise WrongStoreUrl where a store answers that its password or database is another; one that is away may come."""
+def check_store_answers(url: str, timeout_s: float) -> str | None:
+    """Return why the store does not answer within timeout_s seconds, as it may later, None when it does.
+
+    Raises WrongStoreUrl where it answers that its password or database is another. Names are looked up in a thread, for the
+    look-up of one that no server knows can be neither bounded nor broken off.
+    """
+    found: list[Exception | None] = []
+    asking = threading.Thread(target=lambda: found.append(_ask(url, timeout_s)), name="pcct store check", daemon=True)
+    asking.start()
+    asking.join(timeout_s)
+    if not found:
+        return f"it did not answer within {timeout_s:g} s"
+    (error,) = found
+    fix = None if error is None else _fix(error)
+    if fix is not None:
+        raise WrongStoreUrl(f"{VARIABLE}={without_password(url)}: the store refuses it ({error}); {fix}") from None
+    return None if error is None else str(error)
+
+
+def _ask(url: str, timeout_s: float) -> Exception | None:
+    """Return the error that a store answers or that reaching it ends with, None for a good answer."""
     from redis import Redis
     from redis.exceptions import RedisError
 
@@ -88,11 +108,10 @@ def check_store_answers(url: str, timeout_s: float) -> None:
     try:
         client.ping()
     except (RedisError, OSError) as error:
-        fix = _fix(error)
-        if fix is not None:
-            raise WrongStoreUrl(f"{VARIABLE}={without_password(url)}: the store refuses it ({error}); {fix}") from None
+        return error
     finally:
         client.close()
+    return None
 
 
 def _fix(error: Exception) -> str | None:

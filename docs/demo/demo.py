@@ -243,6 +243,8 @@ def _pump(process: "subprocess.Popen[str]", lines: "queue.Queue[str | None]") ->
 
 
 def _interrupt(number: int, frame: object) -> None:
+    for asked in (signal.SIGINT, signal.SIGTERM):  # a second one would cut short how everything is stopped
+        signal.signal(asked, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 

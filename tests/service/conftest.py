@@ -127,7 +127,7 @@ async def live_service(url: str, worker: bool = True, **settings: object) -> Asy
     gate = Gate()
     wanted = ServiceSettings(redis_url=url, **settings)
     app = create_app(wanted)
-    server = Server(server_config(app, wanted, close_s=20), app)
+    server = Server(server_config(app, wanted, close_s=20), app, [])
     with socket.create_server(("127.0.0.1", 0)) as listener:
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         base = f"http://127.0.0.1:{listener.getsockname()[1]}"

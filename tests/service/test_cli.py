@@ -5,6 +5,7 @@ import json
 import math
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -34,6 +35,7 @@ def pcct(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tm
         monkeypatch.setattr(sys, "argv", ["pcct", *map(str, arguments)])
         with pytest.raises(SystemExit) as exit:
             main()
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # which an interrupted command leaves ignored
         captured = capsys.readouterr()
         return Outcome(exit.value.code, captured.out, captured.err)
 
@@ -538,6 +540,31 @@ def test_an_address_that_reaches_no_store_ends_every_process_by_its_name(
     for command in ("up", "serve", "work"):
         words = "PCCT_REDIS_URL='localhost:6379': it has no scheme; write redis://localhost:6379"
         check_one_line(pcct(command), words)
+
+
+@pytest.mark.parametrize(("command", "begun"), [("serve", "pcct serves"), ("work", "the store is away")])
+def test_processes_name_a_store_that_is_away_and_end_at_two_interrupts(command: str, begun: str) -> None:
+    arguments = [command, "--port", "0"] if command == "serve" else [command]
+    with subprocess.Popen(
+        [sys.executable, "-m", "service.cli", *arguments],
+        env=os.environ | {"PCCT_REDIS_URL": "redis://me:hunter2@127.0.0.1:1/0"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        told = []
+        for line in process.stdout:
+            told.append(line)
+            if begun in line:
+                break
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGINT)
+        rest, _ = process.communicate(timeout=60)
+    assert "start it, or correct PCCT_REDIS_URL" in told[0]
+    assert "redis://…@127.0.0.1:1/0" in told[0]
+    for word in ("hunter2", "Traceback"):
+        assert word not in "".join(told) + rest
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import socket
 from pathlib import Path
 
 import pytest
@@ -95,8 +96,15 @@ def test_check_store_refuses_what_the_store_refuses(valkey_url: str, url: str, w
 
 
 def test_check_store_takes_one_that_is_there_and_one_that_may_come(valkey_url: str) -> None:
-    SharedSettings(redis_url=valkey_url).check_store()
-    SharedSettings(redis_url="redis://127.0.0.1:1/0").check_store()
+    assert SharedSettings(redis_url=valkey_url).check_store() is None
+    assert "refused" in (SharedSettings(redis_url="redis://127.0.0.1:1/0").check_store() or "")
+
+
+def test_check_store_waits_no_longer_than_a_second_for_a_store_that_is_silent() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"redis://127.0.0.1:{silent.getsockname()[1]}/0"
+        reason = SharedSettings(redis_url=url, store_timeout_s=0.2).check_store()
+    assert reason is not None
 
 
 def test_settings_refuse_a_value_out_of_range(monkeypatch: pytest.MonkeyPatch) -> None:
