@@ -6,6 +6,7 @@ neighbors, so the multiple is looked up by it, in a few bins. It is learned from
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -94,6 +95,20 @@ class GateLookup:
             raise FileFormatError(f"gate lookup has no valid edges and multiples: {error}") from error
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise FileFormatError("gate lookup is not readable; learn it anew") from error
+
+    @classmethod
+    def read(cls, text: bytes, kernel: str, k: int) -> GateLookup:
+        """Read the JSON text of a lookup for a kernel and k neighbors; raises FileFormatError for anything else."""
+        try:
+            data = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise FileFormatError(f"gate lookup is not JSON ({error}); learn it anew") from error
+        lookup = cls.from_json(data)
+        if not lookup.fits(kernel, k):
+            raise FileFormatError(
+                f"gate lookup is for {lookup.kernel!r} and {lookup.k} neighbors, not {kernel!r} and {k}; learn it anew"
+            )
+        return lookup
 
 
 def learn_lookup(scales: NDArray[np.float64], needed: NDArray[np.float64], kernel: str, k: int) -> GateLookup:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar
@@ -25,7 +25,7 @@ import structlog
 from numpy.typing import NDArray
 from redis.exceptions import RedisError
 
-from pcct_core.errors import Cancelled, InvalidPoints, InvalidSpec, NotPositiveDefinite
+from pcct_core.errors import Cancelled, FileFormatError, InvalidPoints, InvalidSpec, NotPositiveDefinite
 from pcct_core.lookup import GateLookup
 from pcct_core.spec import MAX_PAIRS, Accuracy, GraphSpec, Residual, metric_references
 from worker.compiling import Compiling, parts_needed
@@ -206,11 +206,11 @@ class Runner:
             ask = partial(answer_query, asked, queries, spec, threads=self.threads, max_pairs=max_pairs)
             return self._when_compiled(spec, queries, ask)
         points = await self._patiently(partial(self.store.load_points, dataset))
-        call = partial(self.build, points, spec, threads=self.threads)
+        call: Callable[..., Graph] = partial(self.build, points, spec, threads=self.threads)
         if spec.kind == "radius":
             call = partial(call, max_pairs=max_pairs)
         elif spec.gate == "lookup":
-            call = partial(call, lookup=await self._profile(dataset, spec))
+            call = await self._behind_profile(dataset, spec, points)
         if isinstance(spec.accuracy, Accuracy):
             call = partial(call, secret=await self._secret())
         return self._when_compiled(spec, points, call)
@@ -242,19 +242,29 @@ class Runner:
         """Return the name of a dataset among the trees, which are those of all namespaces."""
         return f"{self.store.namespace}:{dataset}"
 
-    async def _profile(self, dataset: str, spec: GraphSpec) -> GateLookup | None:
-        """Return the gate lookup that the specification asks for, None when none was learned yet.
+    async def _behind_profile(self, dataset: str, spec: GraphSpec, points: NDArray[Any]) -> Callable[..., Graph]:
+        """Return what builds a graph that asks for a gate profile, of its points, with the profile that the dataset has.
 
-        No other graph is built with one: what its gate misses would depend on what was asked for before.
+        No other graph is built with one: what its gate misses would depend on what was asked for before. A profile that
+        cannot be read is dropped, and this build learns the next one: else every job that asks for it would fail.
         """
+        call = partial(self.build, points, threads=self.threads)
         if not isinstance(spec.metric, Residual):
-            return None
+            return partial(call, spec, lookup=None)
         kernel = spec.metric.kernel.name
-        profile = await self._patiently(lambda: self.store.profile(dataset, kernel, spec.k))
-        return None if profile is None else GateLookup.from_json(profile)
+        found = await self._patiently(partial(self.store.profile, dataset, kernel, spec.k))
+        if found is None:
+            return partial(call, spec, lookup=None)
+        try:
+            return partial(call, spec, lookup=GateLookup.read(found, kernel, spec.k))
+        except FileFormatError as error:
+            await self._patiently(partial(self.store.drop_profile, dataset, kernel, spec.k, found))
+            name = f"{dataset[:12]}:{kernel}:{spec.k}"
+            _log.warning("gate profile dropped; it is learned anew", profile=name, reason=str(error))
+            return partial(_learn_anew, call, spec)
 
     async def _keep_profile(self, dataset: str, spec: Wish, lookup: GateLookup) -> None:
-        if isinstance(spec, GraphSpec) and spec.gate != "lookup":
+        if isinstance(spec, GraphSpec):  # of those that ask for one, only where it was dropped is there none yet
             await self._patiently(lambda: self.store.keep_profile(dataset, lookup.kernel, lookup.k, lookup.to_json()))
 
     async def _with_arrays(self, spec: Wish) -> Wish:
@@ -364,6 +374,11 @@ class _BuildThread:
         # The loop is closed when a stopping worker has left this build behind.
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(action)
+
+
+def _learn_anew(build: Build, spec: GraphSpec, **options: Any) -> Graph:
+    """Return the graph of a specification that asks for a gate profile, built behind a gate that this build learns itself."""
+    return replace(build(replace(spec, gate="auto"), **options), spec=spec)
 
 
 def yield_processor() -> None:

@@ -500,9 +500,18 @@ end
 return redis.call('HSETNX', KEYS[2], ARGV[1], ARGV[2])
 """
 
+# KEYS: profiles. ARGV: field, the profile that cannot be read. → 1 when it was there and is removed, 0 otherwise.
+_DROP_PROFILE = """
+if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then
+    return 0
+end
+return redis.call('HDEL', KEYS[1], ARGV[1])
+"""
+
 _SCRIPTS = {
     "layout": _LAYOUT,
     "profile": _PROFILE,
+    "drop_profile": _DROP_PROFILE,
     "commit": _COMMIT,
     "request": _REQUEST,
     "start": _START,
@@ -672,10 +681,10 @@ class Store:
             removed = (await pipe.execute())[0]
         return bool(removed)
 
-    async def profile(self, dataset: str, kernel: str, k: int) -> dict[str, Any] | None:
-        """Return the gate lookup that was first learned on a dataset for a kernel and k, as JSON, or None."""
-        text = await cast(Any, self._redis.hget(self._keys.profiles(dataset), f"{kernel}:{k}"))
-        return json.loads(text) if text is not None else None
+    async def profile(self, dataset: str, kernel: str, k: int) -> bytes | None:
+        """Return the gate lookup that was first learned on a dataset for a kernel and k, JSON as it was kept, or None."""
+        text: bytes | None = await cast(Any, self._redis.hget(self._keys.profiles(dataset), f"{kernel}:{k}"))
+        return text
 
     async def keep_profile(self, dataset: str, kernel: str, k: int, profile: Mapping[str, Any]) -> bool:
         """Keep a gate lookup unless there is one, which graphs may have been built with; return whether it was kept.
@@ -686,6 +695,11 @@ class Store:
             "profile", [self._keys.dataset(dataset), self._keys.profiles(dataset)], [f"{kernel}:{k}", _dump(profile)]
         )
         return kept == 1
+
+    async def drop_profile(self, dataset: str, kernel: str, k: int, found: bytes) -> bool:
+        """Remove a gate lookup that cannot be read, unless another one has taken the place of `found`; return whether."""
+        dropped = await self.run_script("drop_profile", [self._keys.profiles(dataset)], [f"{kernel}:{k}", found])
+        return dropped == 1
 
     # Graphs
 

@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
+import math
 import threading
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import numpy as np
 import pytest
+import structlog
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as StoreConnectionError
 from redis.exceptions import OutOfMemoryError, ResponseError
@@ -327,8 +330,49 @@ class TestGateProfiles:
         for seed, gate in enumerate(("auto", "auto", "lookup")):
             assert (await ask(seed, gate)).state == "ready"
         assert built[:2] == [None, None]
-        assert built[2].to_json() == await store.profile(dataset.id, "matern52", 4)
+        assert built[2].to_json() == json.loads(await store.profile(dataset.id, "matern52", 4))
         assert built[2].multiples[1] == 3.0
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            b"",
+            b"\xff",
+            b"[[[",
+            b"[]",
+            b'{"learned": true}',
+            {"multiples": [1.0, math.nan]},
+            {"multiples": [1.0, math.inf]},
+            {"multiples": [1.0]},
+            {"edges": ["far"]},
+            {"version": 99},
+            {"kernel": "rbf"},
+            {"k": 3},
+        ],
+        ids=str,
+    )
+    async def test_one_that_cannot_be_read_is_dropped_by_name_and_learned_anew(
+        self, ask: Any, store: Store, dataset: Dataset, built: list[Any], wrong: Any
+    ) -> None:
+        good = {"version": 1, "kernel": "matern52", "k": 4, "edges": [0.1], "multiples": [1.0, 2.0]}
+        text = json.dumps(good | wrong) if isinstance(wrong, dict) else wrong
+        await store.redis.hset(store._keys.profiles(dataset.id), "matern52:4", text)
+        with structlog.testing.capture_logs() as lines:
+            assert (await ask(0, "lookup")).state == "ready"
+        (line,) = (line for line in lines if "profile" in line["event"])
+        assert line["profile"] == f"{dataset.id[:12]}:matern52:4"
+        assert (await ask(1, "lookup")).state == "ready"
+        assert built[0] is None
+        assert built[1].multiples[1] == 3.0
+
+    async def test_one_that_took_the_place_of_what_could_not_be_read_stays(
+        self, ask: Any, store: Store, dataset: Dataset
+    ) -> None:
+        await ask(0, "auto")
+        assert not await store.drop_profile(dataset.id, "matern52", 4, b"what was found")
+        kept = await store.profile(dataset.id, "matern52", 4)
+        assert kept is not None
+        assert await store.drop_profile(dataset.id, "matern52", 4, kept)
 
     async def test_they_go_with_their_dataset(self, ask: Any, store: Store, dataset: Dataset) -> None:
         await ask(0, "auto")
