@@ -21,8 +21,8 @@ from pcct_core.gate import Found, scan_gated
 from pcct_core.measure import Rows, padded_width, square_rows
 from pcct_core.nearest import RadiusNeighbors, find_within, find_within_points, same_arrays, search_points
 from pcct_core.parallel import CancelToken, Crew, Progress
-from pcct_core.place import Placed, finish_rows, join_scales, place_points
-from pcct_core.points import Extent, Scale, as_points, check_metric, check_shape, measure_extent, unit_sized
+from pcct_core.place import Placed, finish_rows, join_scales, move_inducing, place_points
+from pcct_core.points import Extent, Scale, as_points, check_metric, check_shape, measure_extent
 from pcct_core.residual import Factors, Screen, choose_inducing, make_factors, make_screen, tolerance_of
 from pcct_core.search import Queries, order_queries
 from pcct_core.simd import LANES
@@ -53,15 +53,23 @@ class Neighbors(NamedTuple):
 
 
 class _Process(NamedTuple):
-    """The residual process of a tree's points, and the inducing points, float64 (m, d), that it can be continued from."""
+    """The residual process of a tree's points, and the inducing points, float64 (m, d), that it can be continued from.
+
+    origin: float64 (d,), what is subtracted from coordinates before anything else.
+    """
 
     factors: Factors
     screen: Screen
     inducing: NDArray[np.float64]
+    origin: NDArray[np.float64]
 
 
 class CoverTree:
     """A point set, ready to be asked for neighbors; made by `CoverTree.fit` or `CoverTree.load`.
+
+    Queries are answered in the wider type of theirs and the points': float32 only where both are float32, so no digit of
+    either is lost. What is no float array, such as a list or whole numbers, is float64. The first float64 queries to float32
+    points take a second tree, of the same points in float64, which is kept.
 
     Under the residual metric it answers `query`, exactly; it knows no radii there and is not saved.
     """
@@ -81,6 +89,7 @@ class CoverTree:
         self._rows = rows
         self._process = process
         self._columns = columns
+        self._wide: CoverTree | None = None
         self.metric = metric
         self.d = d
 
@@ -105,10 +114,15 @@ class CoverTree:
         check_shape(max(2, points.shape[0]), points.shape[1], GraphSpec(k=1, metric=metric))
         check_metric(points, metric)
         with Crew(threads, progress, cancel) as crew:
-            placed = place_points(points, metric, crew)
-            tree = build_tree(placed.points, crew, weights=placed.scale.weights)
-            process = _make_process(placed.points, tree, metric, crew) if isinstance(metric, Residual) else None
-            return cls(tree, metric, points.shape[1], placed.extent, placed.rows, process, column_names(X))
+            return cls._fit(points, metric, column_names(X), crew)
+
+    @classmethod
+    def _fit(cls, points: NDArray[Any], metric: Metric, columns: tuple[str, ...] | None, crew: Crew) -> CoverTree:
+        """Build the tree of checked points."""
+        placed = place_points(points, metric, crew)
+        tree = build_tree(placed.points, crew, weights=placed.scale.weights)
+        process = _make_process(placed, tree, metric, crew) if isinstance(metric, Residual) else None
+        return cls(tree, metric, points.shape[1], placed.extent, placed.rows, process, columns)
 
     @property
     def n(self) -> int:
@@ -118,15 +132,22 @@ class CoverTree:
     @property
     def nbytes(self) -> int:
         """Bytes of memory that the tree holds."""
-        return _array_bytes(self._tree) + _array_bytes(self._rows) + _array_bytes(self._process)
+        own = _array_bytes(self._tree) + _array_bytes(self._rows) + _array_bytes(self._process)
+        return own if self._wide is None else own + self._wide.nbytes
 
     @property
-    def arithmetic(self) -> str:
-        """Type of the numbers that decide every comparison, "float32" or "float64"."""
-        return str(self._placed(np.empty((0, self._tree.d), self._tree.coords.dtype)).key_type)
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the coordinates that are searched, float32 or float64; float64 under haversine and the residual metric."""
+        dtype: np.dtype[Any] = self._tree.coords.dtype
+        return dtype
+
+    def arithmetic(self, queries: NDArray[Any]) -> str:
+        """Return the type of the numbers that decide between the points for these queries: "float32" or "float64"."""
+        narrow = self._rows is None and self.dtype == np.float32 and queries.dtype == np.float32
+        return "float32" if narrow else "float64"
 
     def __repr__(self) -> str:
-        return f"CoverTree(n={self.n}, d={self.d}, dtype={self._tree.coords.dtype}, metric={self.metric})"
+        return f"CoverTree(n={self.n}, d={self.d}, dtype={self.dtype}, metric={self.metric})"
 
     def query(
         self,
@@ -139,6 +160,7 @@ class CoverTree:
     ) -> Neighbors:
         """Return the k nearest points of every query, 1 ≤ k ≤ n. Q: (m, d); a query that is a point of the tree finds it.
 
+        Distances are float32 where Q and the points are; float64 otherwise, under haversine and under the residual metric.
         Raises InvalidPoints, InvalidSpec, Cancelled.
         """
         return self.query_certified(Q, k, progress=progress, cancel=cancel, threads=threads)[0]
@@ -154,19 +176,9 @@ class CoverTree:
     ) -> tuple[Neighbors, Certificate]:
         """Return what `query` does, and the certificate that says how it was found."""
         k = read_k(k, self.n)
-        tolerance = None
+        queries = self._read_queries(Q)
         with Crew(threads, progress, cancel) as crew:
-            placed, asked = self._place_queries(Q, crew)
-            m = len(asked.points)
-            neighbors, keys = np.empty((m, k), np.int32), np.empty((m, k), placed.key_type)
-            if self._process is None:
-                tree, queries = self._weighted(placed), _external(placed, asked, crew)
-                method = search_points(tree, queries, k, neighbors, keys, crew)
-            else:
-                factors = self._scan(self._process, asked.points, neighbors, keys, crew)
-                method, tolerance = "dense", tolerance_of(self._process.factors, factors)
-            distances = finish_rows(placed, asked, neighbors, keys, crew)
-        return Neighbors(neighbors, distances), Certificate(method, self.arithmetic, tolerance=tolerance)
+            return self._as_wide_as(queries, crew)._find(queries, k, crew)
 
     def query_radius(
         self,
@@ -180,15 +192,17 @@ class CoverTree:
     ) -> RadiusNeighbors:
         """Return all points within `radius` ≥ 0 (in the metric's unit, itself included) of every query. Q: (m, d).
 
+        Distances have the type that those of `query` have, to which the radius is rounded.
         max_pairs: most neighbors of all queries together.
         Raises InvalidPoints, InvalidSpec, TooManyPairs, Cancelled.
         """
         self._without_process()
         radius = read_radius(radius)
+        queries = self._read_queries(Q)
         with Crew(threads, progress, cancel) as crew:
-            placed, asked = self._place_queries(Q, crew)
-            queries = _external(placed, asked, crew)
-            trees = [(self._weighted(placed), queries)]
+            tree = self._as_wide_as(queries, crew)
+            placed, asked = tree._place_queries(queries, crew)
+            trees = [(tree._weighted(placed), _external(placed, asked, crew))]
             return find_within(trees, placed, asked, radius, max_pairs, crew, Telemetry())
 
     def radius_graph(
@@ -251,6 +265,20 @@ class CoverTree:
         except (BadZipFile, KeyError, ValueError, TypeError, EOFError) as error:
             raise FileFormatError(f"{path} is not a saved cover tree, or is damaged; fit the tree again") from error
 
+    def _find(self, queries: NDArray[Any], k: int, crew: Crew) -> tuple[Neighbors, Certificate]:
+        """Return the k nearest of queries that are no wider than the points."""
+        tolerance = None
+        placed, asked = self._place_queries(queries, crew)
+        m = len(asked.points)
+        neighbors, keys = np.empty((m, k), np.int32), np.empty((m, k), placed.key_type)
+        if self._process is None:
+            method = search_points(self._weighted(placed), _external(placed, asked, crew), k, neighbors, keys, crew)
+        else:
+            factors = self._scan(self._process, asked.points, neighbors, keys, crew)
+            method, tolerance = "dense", tolerance_of(self._process.factors, factors)
+        distances = finish_rows(placed, asked, neighbors, keys, crew)
+        return Neighbors(neighbors, distances), Certificate(method, str(placed.key_type), tolerance=tolerance)
+
     def _scan(
         self,
         process: _Process,
@@ -281,8 +309,8 @@ class CoverTree:
                 "metric.type",
             )
 
-    def _place_queries(self, Q: Any, crew: Crew) -> tuple[Placed, Placed]:
-        """Return the tree's points, without their coordinates where nothing needs them, and the queries, in one scale."""
+    def _read_queries(self, Q: Any) -> NDArray[Any]:
+        """Return queries, T (m, d), with their columns as those of the points are, checked for the metric."""
         queries = as_points(Q, "queries", "Q")
         if queries.shape[1] != self.d:
             raise InvalidPoints(f"queries have {queries.shape[1]} columns, the tree's points have {self.d}")
@@ -290,23 +318,37 @@ class CoverTree:
         if places is not None:
             queries = as_points(queries[:, places], "queries", "Q")
         check_metric(queries, self.metric)
-        # A query is measured in the type of the tree's points: comparing them takes one arithmetic.
-        if queries.dtype != self._tree.coords.dtype and not isinstance(self.metric, Haversine):
-            if isinstance(self.metric, Cosine):
-                queries = unit_sized(queries)
-            with np.errstate(over="ignore"):
-                queries = as_points(queries.astype(self._tree.coords.dtype), "queries", "Q")
-        none = np.empty((0, self._tree.d), self._tree.coords.dtype)
-        placed, asked = join_scales(self._placed(none), place_points(queries, self.metric, crew))
+        return queries
+
+    def _as_wide_as(self, queries: NDArray[Any], crew: Crew) -> CoverTree:
+        """Return the tree of these points in a type that holds the queries too: this one, or one in float64, made once."""
+        if queries.dtype.itemsize <= self.dtype.itemsize:
+            return self
+        if self._wide is None:
+            points = _stored_points(self._tree) if self._rows is None else self._rows.rows[:, : self.d]
+            # Of two threads that come here at once each makes the same tree, and one of the two is kept.
+            self._wide = self._fit(points.astype(np.float64), self.metric, None, crew)
+        return self._wide
+
+    def _place_queries(self, queries: NDArray[Any], crew: Crew) -> tuple[Placed, Placed]:
+        """Return the tree's points, without their coordinates where nothing needs them, and the queries, in one scale.
+
+        queries: no wider than the points.
+        """
+        if not isinstance(self.metric, Haversine):
+            queries = queries.astype(self.dtype, copy=False)
+        none = np.empty((0, self._tree.d), self.dtype)
+        origin = None if self._process is None else self._process.origin
+        placed, asked = join_scales(self._placed(none), place_points(queries, self.metric, crew, origin))
         return (placed._replace(points=_stored_points(self._tree)) if placed.scale.least else placed), asked
 
     def _placed(self, points: NDArray[Any]) -> Placed:
-        return Placed(points, self.metric, Scale(), self._rows, self._extent, points.dtype)
+        return Placed(points, self.metric, Scale(), self._rows, self._extent, points.dtype, None)
 
     def _weighted(self, placed: Placed) -> Tree:
         """Return the tree with the weights that the points and the queries have together."""
         weights = placed.scale.weights
-        return self._tree._replace(weights=np.empty(0, self._tree.coords.dtype) if weights is None else weights)
+        return self._tree._replace(weights=np.empty(0, self.dtype) if weights is None else weights)
 
 
 def _array_bytes(value: Any) -> int:
@@ -316,11 +358,12 @@ def _array_bytes(value: Any) -> int:
     return int(getattr(value, "nbytes", 0))
 
 
-def _make_process(points: NDArray[Any], tree: Tree, metric: Residual, crew: Crew) -> _Process:
-    inducing = choose_inducing(points, metric, crew)
+def _make_process(placed: Placed, tree: Tree, metric: Residual, crew: Crew) -> _Process:
+    inducing = choose_inducing(placed.points, move_inducing(metric, placed.origin), crew)
     assert inducing is not None  # noqa: S101  (fit refuses given factors)
-    factors = make_factors(points, tree, np.arange(tree.n), metric, inducing, crew)
-    return _Process(factors, make_screen(factors, tree, crew), inducing)
+    assert placed.origin is not None  # noqa: S101  (points of a residual metric have one)
+    factors = make_factors(placed.points, tree, np.arange(tree.n), metric, inducing, crew)
+    return _Process(factors, make_screen(factors, tree, crew), inducing, placed.origin)
 
 
 def _external(placed: Placed, asked: Placed, crew: Crew) -> Queries:

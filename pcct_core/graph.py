@@ -21,7 +21,7 @@ from pcct_core.lookup import GateLookup
 from pcct_core.nearest import find_neighbors, find_predecessors, find_radius, same_arrays
 from pcct_core.order import order_points
 from pcct_core.parallel import CancelToken, Crew, Progress
-from pcct_core.place import finish_rows, place_points
+from pcct_core.place import finish_rows, move_inducing, place_points
 from pcct_core.points import as_points, check_request
 from pcct_core.spec import MAX_PAIRS, Gate, GraphSpec, Residual, read_k
 from pcct_core.telemetry import Telemetry
@@ -199,7 +199,8 @@ def build_graph(
             rows = np.arange(len(points)) if order is None else order
             followed = _followed(previous, len(points), order, spec)
             draws = seed_draws(points, spec, secret)
-            found = find_residual(placed.points, rows, spec, draws, lookup, followed, crew, telemetry)
+            moved = replace(spec, metric=move_inducing(spec.metric, placed.origin))
+            found = find_residual(placed.points, rows, moved, draws, lookup, followed, crew, telemetry)
             return Graph(found.neighbors, found.distances, order, spec, found.certificate, telemetry, found.lookup)
         placed = placed if order is None else placed.taken(order)
         find = find_neighbors if order is None else find_predecessors

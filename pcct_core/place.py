@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,20 +17,22 @@ from pcct_core.points import (
     Points,
     Scale,
     check_extent,
+    choose_origin,
     choose_scale,
     embed,
     finish_distances,
     last_key,
     measure_extent,
 )
-from pcct_core.spec import Cosine, Haversine, Metric
+from pcct_core.spec import Cosine, Haversine, Metric, Residual, Stored
 
 
 class Placed(NamedTuple):
     """Points of one metric, ready to be searched.
 
     points: T (n, e), coordinates, see `points.embed`. scale: what their differences count. rows: under the cosine metric what
-    decides, else None. extent: sizes of the coordinates as given. dtype: of the distances that are returned.
+    decides, else None. extent: sizes of the coordinates as given. dtype: of the distances that are returned. origin: under the
+    residual metric what was subtracted from coordinates, see `points.choose_origin`, else None.
     """
 
     points: NDArray[Any]
@@ -38,6 +41,7 @@ class Placed(NamedTuple):
     rows: Rows | None
     extent: Extent
     dtype: Any
+    origin: NDArray[np.float64] | None
 
     @property
     def key_type(self) -> Any:
@@ -87,17 +91,28 @@ class Placed(NamedTuple):
         crew.run("", len(keys), finish_some, grain=max(1, (1 << 18) // width))
 
 
-def place_points(points: Points, metric: Metric, crew: Crew) -> Placed:
+def place_points(points: Points, metric: Metric, crew: Crew, origin: NDArray[np.float64] | None = None) -> Placed:
     """Return points, (n, d), checked for the metric, where they are searched.
 
+    origin: of the points that these are compared with, under the residual metric; None for these points' own.
     Raises InvalidPoints and InvalidSpec where distances overflow the type of the points.
     """
     extent = measure_extent(points, metric)
     check_extent(points, extent, metric)
-    embedded = _embed(points, metric, crew)
+    if isinstance(metric, Residual):
+        origin = choose_origin(points) if origin is None else origin
+    embedded = _embed(points, metric, origin, crew)
     rows = lay_out_rows(points, crew) if isinstance(metric, Cosine) else None
     scale = choose_scale(extent, points.shape[1], metric, embedded.dtype)
-    return Placed(embedded, metric, scale, rows, extent, embedded.dtype)
+    return Placed(embedded, metric, scale, rows, extent, embedded.dtype, origin)
+
+
+def move_inducing(metric: Residual, origin: NDArray[np.float64] | None) -> Residual:
+    """Return the metric with given inducing points less the origin of the points that it is for."""
+    given = metric.inducing
+    if origin is None or not isinstance(given, Stored) or np.shape(given.array)[1:] != origin.shape:
+        return metric
+    return replace(metric, inducing=Stored(given.id, np.asarray(given.array, np.float64) - origin))
 
 
 def join_scales(points: Placed, queries: Placed) -> tuple[Placed, Placed]:
@@ -154,10 +169,10 @@ def finish_rows(
     return distances
 
 
-def _embed(points: Points, metric: Metric, crew: Crew) -> Points:
+def _embed(points: Points, metric: Metric, origin: NDArray[np.float64] | None, crew: Crew) -> Points:
     """Embed the points; on the sphere on all threads, for its sines and cosines cost as much as a tree."""
     if not isinstance(metric, Haversine):
-        return embed(points, metric)
+        return embed(points, metric, origin)
     embedded = np.empty((len(points), 3))
 
     def embed_some(start: int, stop: int) -> None:

@@ -134,12 +134,30 @@ def check_metric(points: Points, metric: Metric, first_row: int = 0) -> None:
             )
 
 
-def embed(points: Points, metric: Metric) -> Points:
+def choose_origin(points: Points) -> NDArray[np.float64]:
+    """Return what is subtracted from coordinates before they are divided by lengthscales, float64 (d,).
+
+    It is the least number of a column where every difference from that is exact in float64, as it is for points far from zero
+    (metres of UTM, Unix times); else 0: the column then spans so many digits that dividing its numbers loses none that a
+    subtraction would keep, but for two. So points moved by an offset that rounds none of them give the same differences.
+    """
+    origin: NDArray[np.float64] = points.min(axis=0).astype(np.float64)
+    exact = np.ones(points.shape[1], bool)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for start in range(0, points.shape[0], _CHECK_ROWS):
+            block = points[start : start + _CHECK_ROWS].astype(np.float64)
+            less = block - origin
+            # The rounding of a difference is 0 where both hold (Knuth 1997, 4.2.2, theorem B).
+            exact &= ((less + origin == block) & (block - less == origin)).all(axis=0)
+    return np.where(exact, origin, 0.0)
+
+
+def embed(points: Points, metric: Metric, origin: FloatArray | None = None) -> Points:
     """Return coordinates in which Euclidean distance orders neighbors as the metric does, C-contiguous, maybe the input.
 
     points: (n, d), checked for the metric. Euclidean: the points themselves; `choose_scale` says what their differences are
     multiplied by. Haversine: unit vectors of R^3, float64, the same for one place however it is written. Cosine: rows over
-    their norms, same type. Residual: coordinates over lengthscales, always float64.
+    their norms, same type. Residual: coordinates less an origin, float64 (d,), over lengthscales, always float64.
     Raises InvalidPoints under the residual metric when squared distances would overflow.
     """
     if isinstance(metric, Haversine):
@@ -150,8 +168,10 @@ def embed(points: Points, metric: Metric) -> Points:
         return np.ascontiguousarray(unit, dtype=points.dtype)  # type: ignore[return-value]
     if not isinstance(metric, Residual):
         return points
+    embedded: Points = points.astype(np.float64)
     with np.errstate(over="ignore"):
-        embedded: Points = points.astype(np.float64) / np.asarray(metric.kernel.lengthscale, np.float64)
+        embedded -= 0.0 if origin is None else origin
+        embedded /= np.asarray(metric.kernel.lengthscale, np.float64)
     _refuse_beyond(
         embedded, float(np.sqrt(np.finfo(np.float64).max / points.shape[1])) / 4, "squared distances", embedded
     )

@@ -40,13 +40,13 @@ _LOOK_S = 0.1
 _log = structlog.stdlib.get_logger("pcct.worker")
 
 
-def parts_needed(spec: Wish, points: NDArray[Any]) -> tuple[str, ...]:
-    """Return the parts that an answer may need; points: T (n, d), those of its rows."""
+def parts_needed(spec: Wish, points: NDArray[Any], asked: Any = np.float64) -> tuple[str, ...]:
+    """Return the parts that an answer may need; points: T (n, d), those of its rows. asked: type of the points of a query."""
     if isinstance(spec.metric, Residual):
         return ("float64", "residual")
     search = "radius" if spec.radius is not None else "dense" if points.shape[1] > _BOXES_SERVE else None
     parts = ["float64"] if search is None else ["float64", search]
-    if points.dtype == np.float32:
+    if np.float32 in (points.dtype, asked):
         parts += ["float32"] if search is None else ["float32", f"float32-{search}"]
     return tuple(parts)
 

@@ -123,8 +123,9 @@ def wish_from_json(data: object) -> Wish:
 class QueryAnswer:
     """What a query found.
 
-    neighbors: int32 (m, k), rows of the dataset, ascending by (distance, index). distances: float32 or float64 (m, k), in
-    the metric's unit. Within a radius both are flat, and those of query i are at offsets[i]:offsets[i + 1], int64 (m + 1,).
+    neighbors: int32 (m, k), rows of the dataset, ascending by (distance, index). distances: (m, k), in the metric's unit, of
+    the type that `CoverTree.query` gives. Within a radius both are flat, and those of query i are at
+    offsets[i]:offsets[i + 1], int64 (m + 1,).
     tree: what was asked, for the next query.
     """
 
@@ -172,7 +173,7 @@ def answer_query(
                 Q, spec.radius, progress=progress, cancel=cancel, threads=threads, max_pairs=max_pairs
             )
         telemetry.counts["pairs"] = len(within.neighbors)
-        known = Certificate("tree", tree.arithmetic)
+        known = Certificate("tree", tree.arithmetic(Q))
         return QueryAnswer(within.neighbors, within.distances, known, telemetry, tree, within.offsets)
     telemetry.counts["k"] = spec.k
     with telemetry.phase("search"):

@@ -204,7 +204,7 @@ class Runner:
             asked = await self._asked(dataset, spec)
             queries = await self._patiently(partial(self.store.load_points, spec.queries))
             ask = partial(answer_query, asked, queries, spec, threads=self.threads, max_pairs=max_pairs)
-            return self._when_compiled(spec, queries, ask)
+            return self._when_compiled(parts_needed(spec, queries, asked.dtype), ask)
         points = await self._patiently(partial(self.store.load_points, dataset))
         call: Callable[..., Graph] = partial(self.build, points, spec, threads=self.threads)
         if spec.kind == "radius":
@@ -213,15 +213,15 @@ class Runner:
             call = await self._behind_profile(dataset, spec, points)
         if isinstance(spec.accuracy, Accuracy):
             call = partial(call, secret=await self._secret())
-        return self._when_compiled(spec, points, call)
+        return self._when_compiled(parts_needed(spec, points), call)
 
     def _when_compiled(
-        self, spec: Wish, points: NDArray[Any], call: Callable[..., Graph | QueryAnswer]
+        self, parts: tuple[str, ...], call: Callable[..., Graph | QueryAnswer]
     ) -> Callable[..., Graph | QueryAnswer]:
         """Return the call, behind a wait for the machine code that it needs while that is still to come."""
         if not self.compiling.missing:
             return call
-        return partial(self.compiling.after, parts_needed(spec, points), call)
+        return partial(self.compiling.after, parts, call)
 
     async def _secret(self) -> bytes:
         """Return what the draws of certificates depend on: the settings' secret, or the one that the store keeps."""

@@ -1,4 +1,5 @@
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -8,7 +9,7 @@ import pytest
 import pcct_core as pc
 from tests import naive
 from tests.core.clouds import CLOUDS
-from tests.core.judge import same_bytes
+from tests.core.judge import naive_metric, same_bytes
 
 DTYPES = [np.float32, np.float64]
 
@@ -93,6 +94,87 @@ def test_one_point_is_a_tree():
     assert found.distances.tolist() == [[1.0], [0.0]]
 
 
+def metres(n, seed):
+    """Places in metres of UTM, float64, which float32 rounds to half a metre."""
+    return np.random.default_rng(seed).uniform((500000, 4500000), (500300, 4500300), (n, 2))
+
+
+def places(n, seed):
+    return np.random.default_rng(seed).uniform((-180, -90), (180, 90), (n, 2))
+
+
+WIDTHS = pytest.mark.parametrize(("own", "asking"), [(np.float32, np.float64), (np.float64, np.float32)])
+
+
+class TestTypes:
+    """Where points and queries have two types, the wider one measures them: nothing is rounded on the way."""
+
+    @WIDTHS
+    @pytest.mark.parametrize(
+        "metric", [pc.Euclidean(), pc.Euclidean(3.0), pc.Euclidean((3.0, 7.0)), pc.Cosine()], ids=str
+    )
+    def test_answers_are_those_of_float64(self, metric, own, asking):
+        X, Q = metres(600, 0).astype(own), metres(70, 1).astype(asking)
+        points, block, finish = naive_metric(X.astype(float), metric)
+        neighbors, keys = naive.query(points, Q.astype(float), 7, block)
+        found, known = pc.CoverTree.fit(X, metric).query_certified(Q, 7)
+        same_bytes(found.neighbors, neighbors)
+        same_bytes(found.distances, finish(keys))
+        assert known.dtype == "float64"
+
+    @WIDTHS
+    @pytest.mark.parametrize("metric", [pc.Euclidean(3.0), pc.Cosine(), pc.Haversine()], ids=str)
+    def test_answers_are_those_of_points_and_queries_in_float64(self, metric, own, asking):
+        draw = places if metric == pc.Haversine() else metres
+        X, Q = draw(600, 2).astype(own), draw(70, 3).astype(asking)
+        tree, wide = pc.CoverTree.fit(X, metric), pc.CoverTree.fit(X.astype(float), metric)
+        assert tree.query(Q, 5) == wide.query(Q.astype(float), 5)
+        radius = float(np.median(wide.query(Q.astype(float), 5).distances[:, -1]))
+        assert tree.query_radius(Q, radius) == wide.query_radius(Q.astype(float), radius)
+        assert len(tree.query_radius(Q, radius).neighbors) > 70
+
+    @WIDTHS
+    def test_the_residual_metric_measures_queries_in_float64(self, own, asking):
+        X, Q = metres(300, 4).astype(own), metres(40, 5).astype(asking)
+        metric = pc.Residual(pc.Matern32((80.0, 50.0)), inducing=metres(20, 6))
+        one, other = (pc.CoverTree.fit(each, metric) for each in (X, X.astype(float)))
+        assert one.query(Q, 5) == other.query(Q.astype(float), 5)
+
+    def test_one_tree_answers_every_type_again_and_again(self, tmp_path):
+        X, Q = metres(300, 7).astype(np.float32), metres(40, 8)
+        tree = pc.CoverTree.fit(X)
+        narrow = tree.query(Q.astype(np.float32), 5)
+        same_bytes(narrow.distances, naive.query(X, Q.astype(np.float32), 5)[1])
+        before = tree.nbytes
+        wide = tree.query(Q, 5)
+        assert tree.nbytes > 2 * before
+        assert tree.query(Q.astype(np.float32), 5) == narrow
+        assert tree.query(Q, 5) == wide
+        tree.save(tmp_path / "tree")
+        assert pc.CoverTree.load(tmp_path / "tree").query(Q, 5) == wide
+
+    @pytest.mark.parametrize(
+        "integers", [[[16777217, 3]], np.array([[16777217, 3]]), pd.DataFrame({"a": [16777217], "b": [3]})]
+    )
+    def test_whole_numbers_are_not_rounded_to_float32(self, integers):
+        tree = pc.CoverTree.fit(np.array([[16777216, 3], [16777218, 0]], np.float32))
+        found = tree.query(integers, 2)
+        assert found.neighbors.tolist() == [[0, 1]]
+        np.testing.assert_array_equal(found.distances, [[1.0, np.sqrt(10.0)]])
+
+    def test_a_query_beyond_the_type_of_the_points(self):
+        X = CLOUDS["uniform d=3"]
+        found = pc.CoverTree.fit(X.astype(np.float32)).query([[1e300, 0.0, 0.0]], 2)
+        assert found.distances.tolist() == [[1e300, 1e300]]
+
+    def test_two_threads_may_ask_first(self):
+        X, Q = metres(3000, 9).astype(np.float32), metres(40, 10)
+        tree = pc.CoverTree.fit(X)
+        with ThreadPoolExecutor(4) as pool:
+            answers = list(pool.map(lambda _: tree.query(Q, 5, threads=1), range(4)))
+        assert all(answer == answers[0] for answer in answers)
+
+
 class TestRefusals:
     @pytest.mark.parametrize("k", [0, -1, 501, True, 1.5])
     def test_k_that_the_tree_cannot_give(self, k):
@@ -113,10 +195,10 @@ class TestRefusals:
         with pytest.raises(pc.InvalidSpec, match="radius"):
             pc.CoverTree.fit(CLOUDS["uniform d=3"]).radius_graph(radius)
 
-    def test_a_query_beyond_the_type_of_the_tree(self):
+    def test_a_query_whose_distances_overflow(self):
         tree = pc.CoverTree.fit(CLOUDS["uniform d=3"].astype(np.float32))
-        with pytest.raises(pc.InvalidPoints):
-            tree.query([[1e300, 0.0, 0.0]], 1)
+        with pytest.raises(pc.InvalidPoints, match="overflow"):
+            tree.query([[1.7e308, 0.0, 0.0]], 1)
 
     def test_given_factors_say_nothing_about_queries(self):
         X = CLOUDS["uniform d=3"]

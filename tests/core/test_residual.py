@@ -1,9 +1,13 @@
+import itertools
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 import pcct_core as pc
 from pcct_core.build import build_tree
 from pcct_core.parallel import Crew
+from pcct_core.points import choose_origin
 from pcct_core.residual import choose_inducing, make_factors, make_screen, steps_of
 from pcct_core.simd import LANES
 from pcct_core.spec import KERNELS
@@ -195,3 +199,55 @@ def test_slack_covers_the_difference_of_float32_and_float64(kernel, m, crew):
         rounded += single[rows, column] * single[others, column]
     assert 0 < np.abs(rounded - exact).max() < screen.slack
     assert screen.slack < 2e-5
+
+
+@pytest.mark.parametrize(
+    ("offset", "dtype"), [((500000.0, 4500000.0), np.float32), ((1e9, -1e9), np.float64), ((2.0**50, 0.25), np.float64)]
+)
+@pytest.mark.parametrize("given", [True, False])
+class TestOffsets:
+    """Points far from zero have the residual graphs of the same points near it, to the bit, where the offset rounds none."""
+
+    lengthscale = (7.0, 3.0)
+
+    def shifted(self, offset, dtype, given):
+        """Return points, inducing points or their number, and both less the offset."""
+        rng = np.random.default_rng(5)
+        near = rng.permutation(np.array(list(itertools.product(range(24), range(20))), np.float64))
+        inducing = near[:25] + 0.5
+        far = (near + offset).astype(dtype)
+        np.testing.assert_array_equal(far.astype(float) - offset, near)
+        return (far, inducing + offset, near, inducing) if given else (far, 25, near, 25)
+
+    @pytest.mark.parametrize(
+        "spec",
+        [
+            pc.GraphSpec("vecchia", 6, pc.Residual("rbf"), order="hilbert", accuracy="exact"),
+            pc.GraphSpec("vecchia", 6, pc.Residual("rbf"), accuracy="exact"),
+            pc.GraphSpec("knn", 6, pc.Residual("rbf")),
+        ],
+        ids=["hilbert", "maximin", "knn"],
+    )
+    def test_graphs(self, spec, offset, dtype, given):
+        far, far_inducing, near, inducing = self.shifted(offset, dtype, given)
+        one, other = (
+            pc.build_graph(X, replace(spec, metric=pc.Residual(pc.Matern52(self.lengthscale), inducing=Z)))
+            for X, Z in ((far, far_inducing), (near, inducing))
+        )
+        for name, array in one.arrays().items():
+            np.testing.assert_array_equal(array, other.arrays()[name])
+
+    def test_queries(self, offset, dtype, given):
+        far, far_inducing, near, inducing = self.shifted(offset, dtype, given)
+        Q = near[::7] + 0.25
+        one, other = (
+            pc.CoverTree.fit(X, pc.Residual(pc.Matern52(self.lengthscale), inducing=Z)).query(queries, 5)
+            for X, Z, queries in ((far, far_inducing, Q + offset), (near, inducing, Q))
+        )
+        assert one == other
+
+
+def test_a_column_that_spans_more_digits_than_float64_is_not_moved():
+    X = np.array([[1.0, 5.0], [1e-30, 6.0], [-3.0, 7.5]])
+    np.testing.assert_array_equal(choose_origin(X), [0.0, 5.0])
+    np.testing.assert_array_equal(choose_origin(np.array([[1.7e308], [-1.7e308]])), [0.0])

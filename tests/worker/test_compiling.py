@@ -85,3 +85,8 @@ async def test_compilers_are_told_where_code_is_kept(monkeypatch: pytest.MonkeyP
 )
 def test_parts_needed(spec: GraphSpec, dtype: type, d: int, parts: tuple[str, ...]) -> None:
     assert parts_needed(spec, np.empty((1, d), dtype)) == parts
+
+
+@pytest.mark.parametrize(("asked", "dtype"), [(np.float32, np.float64), (np.float64, np.float32)])
+def test_parts_needed_by_queries_of_another_type(asked: type, dtype: type) -> None:
+    assert parts_needed(GraphSpec(), np.empty((1, 2), dtype), np.dtype(asked)) == ("float64", "float32")

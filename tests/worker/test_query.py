@@ -272,3 +272,19 @@ async def test_run_job_says_that_the_queries_are_gone(store: Store, dataset: Dat
     assert failed.error is not None
     assert failed.error["type"] == "unknown-dataset"
     assert QUERIES in failed.error["detail"]
+
+
+@pytest.mark.parametrize("radius", [None, 40.0])
+@pytest.mark.parametrize("asking", [np.float32, np.float64])
+def test_queries_are_answered_in_the_wider_type_of_both_datasets(asking: type, radius: float | None) -> None:
+    rng = np.random.default_rng(0)
+    X, Q = (rng.uniform(4500000, 4500300, (n, 2)).astype(dtype) for n, dtype in ((300, np.float32), (40, asking)))
+    answer = answer_query(X, Q, QuerySpec(QUERIES, 5) if radius is None else QuerySpec(QUERIES, radius=radius))
+    if radius is None:
+        neighbors, distances = naive.query(X.astype(asking), Q, 5)
+    else:
+        _, neighbors, distances = naive.radius(X.astype(asking), Q, radius)
+    np.testing.assert_array_equal(answer.neighbors, neighbors)
+    np.testing.assert_array_equal(answer.distances, distances)
+    assert answer.distances.dtype == asking
+    assert answer.certificate.dtype == np.dtype(asking).name
