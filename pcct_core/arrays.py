@@ -42,10 +42,11 @@ def read_numbers(X: Any, subject: str = "points", name: str = "X") -> NDArray[An
     return array
 
 
-def check_exact(X: Any, array: NDArray[Any], subject: str = "points", name: str = "X") -> None:
+def check_exact(X: Any, array: NDArray[Any], subject: str = "points", name: str = "X", *, first_row: int = 0) -> None:
     """Raise InvalidPoints naming the first whole number in X that float64 rounds.
 
     array: what `read_numbers` made of X; where X mixes whole numbers with others it may have rounded them already.
+    first_row: the row that row 0 of X is called, for X that is a part of more.
     """
     if array.size == 0 or array.dtype.itemsize < 8:
         return
@@ -58,7 +59,7 @@ def check_exact(X: Any, array: NDArray[Any], subject: str = "points", name: str 
     for place in map(tuple, np.argwhere(large & _rounded(array) if whole else large)):
         value = values[place]
         if isinstance(value, Integral) and int(float(value)) != int(value):
-            raise _too_long(X, values, place, subject, name)
+            raise _too_long(X, values, place, subject, name, first_row)
 
 
 def column_names(X: Any) -> tuple[str, ...] | None:
@@ -108,15 +109,18 @@ def _rounded(array: NDArray[Any]) -> NDArray[np.bool_]:
     return odd
 
 
-def _too_long(X: Any, values: NDArray[Any], place: tuple[int, ...], subject: str, name: str) -> InvalidPoints:
+def _too_long(
+    X: Any, values: NDArray[Any], place: tuple[int, ...], subject: str, name: str, first_row: int = 0
+) -> InvalidPoints:
     offset_fix = _offset_fix(X, name) if _fits_with_offset(values) else None
     value, round_fix = int(values[place]), f"np.asarray({name}, dtype='float64')"
     try:
         near = float(value)
     except OverflowError:
         near = math.inf
-    said = rounded_away(_place(place, subject), value, near, offset_fix, round_fix)
-    return InvalidPoints(said, int(place[0]) if place else None)
+    called = (place[0] + first_row, *place[1:]) if place else ()
+    said = rounded_away(_place(called, subject), value, near, offset_fix, round_fix)
+    return InvalidPoints(said, _row(called))
 
 
 def _fits_with_offset(values: NDArray[Any]) -> bool:

@@ -22,7 +22,7 @@ _MEMORY_FACTOR = 3
 _MEMORY_BYTES = 64 << 20
 _CPU_S = 60
 _STEP_BYTES = 1 << 20
-_FIX = "send one column of fixed-size lists, or one column per dimension, all float32 or all float64"
+_FIX = "send one column of fixed-size lists, or one column per dimension, of numbers of one type"
 
 
 class Refused(Exception):
@@ -67,7 +67,7 @@ def _checked_columns(schema: pa.Schema) -> tuple[pa.DataType, int]:
     for kind, name in zip(kinds, schema.names, strict=True):
         if kind != kinds[0]:
             raise Refused("points", f"column {name!r:.80} is {kind!s:.80}, the first one is {kinds[0]!s:.80}; {_FIX}")
-    if number not in (pa.float32(), pa.float64(), pa.float16(), pa.bool_()):
+    if not (pa.types.is_floating(number) or pa.types.is_integer(number) or pa.types.is_boolean(number)):
         raise Refused("points", f"points have type {number!s:.80}; {_FIX}")
     if d < 1:
         raise Refused("points", f"the rows of the Arrow stream have no numbers; {_FIX}")

@@ -16,7 +16,7 @@ from fastapi import FastAPI
 
 from pcct_core.spec import GraphSpec
 from service.prefix import link
-from service.wire import JSON, npy_header
+from service.wire import JSON, POINT_TYPES, npy_header
 from worker.store import graph_id
 
 POINTS = [[0.1, 0.2], [0.3, 0.1], [0.5, 0.6], [0.9, 0.4], [0.2, 0.8], [0.7, 0.7], [0.4, 0.3], [0.8, 0.1]]
@@ -140,7 +140,7 @@ _PARAMETERS: Mapping[str, tuple[str, Any]] = {
     "name": ("`neighbors`, `distances`, `order` of a Vecchia graph, or `offsets` of a radius graph", "neighbors"),
     "rows": ("Part of the rows as a:b, from a and before b", None),
     "k": ("Neighbors per row, nearest first", K),
-    "dtype": ("Of raw numbers alone: float32, float64, float16 or bool; the last two become float64", None),
+    "dtype": (f"Of raw numbers alone: {', '.join(POINT_TYPES)}; all but the first become float64", None),
     "shape": ("Of raw numbers alone: 1000,3", None),
     "tensor": ("Of a safetensors file with several tensors: the one that holds the points", None),
     "order": ('maximin, hilbert, random, coordinate or given; or `{"by":"given","dataset":id}`', None),

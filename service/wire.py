@@ -32,7 +32,7 @@ import numpy as np
 from isal.isal_zlib import crc32
 from numpy.typing import NDArray
 
-from pcct_core.arrays import numbers_fix
+from pcct_core.arrays import check_exact, numbers_fix
 from pcct_core.errors import InvalidPoints, PcctError
 from pcct_core.points import Points
 from service.written_numbers import Written, check_written
@@ -60,7 +60,26 @@ _BLOCK_BYTES = 1 << 20
 # Most bytes that one number takes as JSON text, a comma included: -1.2345678901234567e-308 and a bracket or two.
 _JSON_NUMBER_BYTES = 28
 
-_SAFETENSORS_POINTS = {"F32": "<f4", "F64": "<f8", "F16": "<f2", "BOOL": "|b1"}
+# Types of points, by the names that raw numbers have, as they stand in a header. All but the first two become float64.
+POINT_TYPES = {
+    "float32": "<f4",
+    "float64": "<f8",
+    "float16": "<f2",
+    "int8": "|i1",
+    "int16": "<i2",
+    "int32": "<i4",
+    "int64": "<i8",
+    "uint8": "|u1",
+    "uint16": "<u2",
+    "uint32": "<u4",
+    "uint64": "<u8",
+    "bool": "|b1",
+}
+_READABLE = frozenset(POINT_TYPES.values()) | {descr.replace("<", ">") for descr in POINT_TYPES.values()}
+_SAFETENSORS_POINTS = {
+    "BOOL" if name == "bool" else f"{name[0].upper()}{name.lstrip('uintfloa')}": descr
+    for name, descr in POINT_TYPES.items()
+}
 _SAFETENSORS_TYPES = {"int32": "I32", "int64": "I64", "float32": "F32", "float64": "F64"}
 
 # What a client sends that did not say what it sends: nothing, or curl's default for --data-binary.
@@ -142,7 +161,7 @@ class Limits(NamedTuple):
 class Layout(NamedTuple):
     """How the numbers of an (n, d) array lie in a body.
 
-    dtype: float32, float64, float16 or bool in the body's byte order. fortran: columns follow each other instead of rows.
+    dtype: one of `POINT_TYPES` in the body's byte order. fortran: columns follow each other instead of rows.
     """
 
     n: int
@@ -157,7 +176,7 @@ class Layout(NamedTuple):
 
     @property
     def canonical_dtype(self) -> np.dtype[Any]:
-        """The little-endian type of the stored rows; float16 and bool become float64, as everywhere (`as_points`)."""
+        """The little-endian type of the stored rows; all but float32 becomes float64, as everywhere (`as_points`)."""
         return self.dtype.newbyteorder("<") if self.dtype.name in ("float32", "float64") else np.dtype("<f8")
 
     @property
@@ -258,7 +277,7 @@ class _RowDecoder:
     def __init__(self, layout: Layout, header_bytes: int, content_length: int | None) -> None:
         self.layout: Layout | None = layout
         self._layout = layout
-        self._received = 0
+        self._received = self._given = 0
         self._pending = bytearray()
         row_bytes = layout.d * layout.dtype.itemsize
         # Of what comes; the rows that are made of it have about a megabyte.
@@ -296,6 +315,8 @@ class _RowDecoder:
     def _canonical(self, rows: NDArray[Any]) -> Points:
         if rows.dtype == np.bool_:
             rows = rows.view(np.uint8) != 0  # a body may hold any byte
+        check_exact(rows, rows, first_row=self._given)
+        self._given += len(rows)
         return np.ascontiguousarray(rows, dtype=self._layout.canonical_dtype)
 
     def _judge_length(self, found: int) -> None:
@@ -478,16 +499,26 @@ def _npy_header_bytes(head: bytes | bytearray) -> int | None:
 _PYTHON2_LONG = re.compile(r"\b(\d+)[lL]\b")
 
 # Names that np.load takes besides those that np.save writes; without a byte order, as here, it means its own machine's.
-_OTHER_FLOATS = {
-    f"{order}{name}": f"{'>' if order == '>' else '<'}{kind}"
-    for kind, names in (
-        ("f2", ("f2", "e", "float16", "half")),
-        ("f4", ("f4", "f", "float32", "single")),
-        ("f8", ("f8", "d", "float64", "double", "float")),
+_OTHER_NAMES = {
+    f"{order}{name}": descr.replace("<", ">") if order == ">" else descr
+    for known, names in (
+        ("float16", ("f2", "e", "half")),
+        ("float32", ("f4", "f", "single")),
+        ("float64", ("f8", "d", "double", "float")),
+        ("int8", ("i1", "b", "byte")),
+        ("int16", ("i2", "h", "short")),
+        ("int32", ("i4", "i", "intc")),
+        ("int64", ("i8", "l", "q", "p", "long", "longlong", "int", "int_", "intp")),
+        ("uint8", ("u1", "B", "ubyte")),
+        ("uint16", ("u2", "H", "ushort")),
+        ("uint32", ("u4", "I", "uintc")),
+        ("uint64", ("u8", "L", "Q", "P", "ulong", "ulonglong", "uint", "uintp")),
+        ("bool", ("b1", "?", "bool_")),
     )
-    for name in names
+    for descr in (POINT_TYPES[known],)
+    for name in (known, *names)
     for order in ("", "=", "|", "<", ">")
-} | {f"{order}{name}": "|b1" for name in ("b1", "?", "bool", "bool_") for order in ("", "=", "|", "<", ">")}
+}
 
 
 def _find_npy(head: bytes, limits: Limits) -> _Found:
@@ -506,7 +537,7 @@ def _find_npy(head: bytes, limits: Limits) -> _Found:
     descr = fields["descr"]
     if isinstance(descr, str | bytes):
         name = descr if isinstance(descr, str) else descr.decode("latin-1")
-        descr = _OTHER_FLOATS.get(name, name)
+        descr = _OTHER_NAMES.get(name, name)
     return _Found(_checked_layout(shape, descr, fortran, limits))
 
 
@@ -587,19 +618,20 @@ _NPY_HEADER = _Header(".npy", _npy_header_bytes, _find_npy)
 
 def _raw_layout(query: Mapping[str, str], limits: Limits) -> Layout:
     """Return the layout of raw little-endian numbers from ?dtype= and ?shape=."""
-    dtypes = {"float32": "<f4", "float64": "<f8", "float16": "<f2", "bool": "|b1"}
     name = query.get("dtype", "")
-    if name not in dtypes:
-        raise InvalidParameter(f"dtype is {name!r}; raw numbers need ?dtype=float32, float64, float16 or bool", "dtype")
+    if name not in POINT_TYPES:
+        raise InvalidParameter(
+            f"dtype is {name!r:.80}; raw numbers need ?dtype= one of {', '.join(POINT_TYPES)}", "dtype"
+        )
     sizes = query.get("shape", "").split(",")
     if not all(size.strip().isascii() and size.strip().isdigit() and len(size) < 20 for size in sizes):
         raise InvalidParameter(f"shape is {query.get('shape', '')!r}; raw numbers need ?shape=n,d", "shape")
-    return _checked_layout(tuple(int(size) for size in sizes), dtypes[name], False, limits)
+    return _checked_layout(tuple(int(size) for size in sizes), POINT_TYPES[name], False, limits)
 
 
 def _checked_layout(shape: tuple[int, ...], descr: object, fortran: bool, limits: Limits) -> Layout:
     """Return the layout, or refuse its type, rank or size; nothing has been allocated for it yet."""
-    if descr not in ("<f4", "<f8", ">f4", ">f8", "<f2", ">f2", "|b1"):
+    if not isinstance(descr, str) or descr not in _READABLE:
         kind = str(descr)[:40]
         never = " (objects are pickles, which are never read)" if "O" in kind else ""
         raise InvalidPoints(f"points have type {kind}{never}; {_type_fix(descr, len(shape))}")

@@ -21,7 +21,8 @@ router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
 ARRAY_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
-        "description": "A float32 or float64 array (n, d), or one of float16 or bool, which becomes float64: a .npy file, "
+        "description": "A float32 or float64 array (n, d), or one of float16, whole numbers or bool, which becomes float64: "
+        "a .npy file, "
         "raw little-endian numbers with ?dtype=&shape=, "
         "a safetensors file (?tensor=NAME where it has several), a small JSON list of rows, or, with the extra arrow, an Arrow "
         "stream of one column of fixed-size lists or of one column per dimension. As it is, or compressed with "

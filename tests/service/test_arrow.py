@@ -105,7 +105,7 @@ NO_ROW = pa.array([[1.0, 2.0], [3.0, 4.0], None], pa.list_(pa.float64(), 2))
 @pytest.mark.parametrize(
     ("columns", "said", "row"),
     [
-        ([pa.array([1, 2])], "points have type int64", None),
+        ([pa.array([b"1", b"2"])], "points have type binary", None),
         ([pa.array([1.0]), pa.array(["a"])], "column 'x1' is string, the first one is double", None),
         ([pa.array([1.0]), pa.array([1.0], pa.float32())], "column 'x1' is float", None),
         ([pa.array([[1.0]])], "points have type list<", None),
