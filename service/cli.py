@@ -124,6 +124,14 @@ def graph(
     gate: Annotated[
         str | None, typer.Option(help="residual: auto, lookup, or off to scan all pairs.", show_default="auto")
     ] = None,
+    groups: Annotated[
+        str | None,
+        typer.Option(
+            help="knn, vecchia, radius: neighbors only within a group. The column of the points that names it, which is then "
+            "no coordinate, or a .npy file of one label for every point.",
+            metavar="COLUMN|FILE",
+        ),
+    ] = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="File to write, .npz; - for standard output.")] = Path(
         "graph.npz"
     ),
@@ -135,7 +143,7 @@ def graph(
 
     description = _read_metric(metric, lengthscale, kernel=kernel, variance=variance, inducing=inducing)
     spec = _read_spec(description, accuracy, gate, kind=kind, k=k, radius=radius, order=order, seed=seed)
-    line = build_file(points, spec, output, force=force)
+    line = build_file(points, spec, output, groups=groups, force=force)
     print(line, file=sys.stderr if output == STANDARD else sys.stdout)
 
 

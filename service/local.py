@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -16,8 +17,16 @@ import numpy as np
 
 from pcct_core.files import Stream, write_arrays
 from pcct_core.points import as_points, check_request
-from pcct_core.spec import GraphSpec
-from service.sources import RECORD, STANDARD, InvalidFile, describe_graph, read_points
+from pcct_core.spec import GraphSpec, store_groups
+from service.sources import (
+    RECORD,
+    STANDARD,
+    InvalidFile,
+    describe_graph,
+    groups_file,
+    read_points,
+    split_column,
+)
 
 if TYPE_CHECKING:
     from pcct_core.graph import Graph
@@ -26,14 +35,22 @@ if TYPE_CHECKING:
 _LINE_EVERY_S = 2.0
 
 
-def build_file(source: Path, spec: GraphSpec, target: Path, *, force: bool = False) -> str:
+def build_file(source: Path, spec: GraphSpec, target: Path, *, groups: str | None = None, force: bool = False) -> str:
     """Build the graph of the points in `source` (.npy), write it to `target` (.npz); return one line about it.
 
+    groups: the column of the points that says in which group each is, or a .npy file of labels; None for one group.
     "-" stands for standard input and output. The target is replaced as a whole, or not at all. force: also where it is not a
     graph. Raises InvalidInput for files, points or a spec that cannot be used, before anything is built.
     """
+    labels_file = None if groups is None else groups_file(groups, source)
     array = read_points(source)
     old = check_target(source, target, force=force)
+    if labels_file is not None:
+        check_target(labels_file, target, force=force, what="groups")
+        spec = replace(spec, groups=store_groups(read_points(labels_file)))
+    elif groups is not None:
+        array, labels = split_column(array, groups)
+        spec = replace(spec, groups=store_groups(labels))
     points = as_points(array)
     check_request(points, spec)
     from pcct_core.graph import build_graph
@@ -46,9 +63,10 @@ def build_file(source: Path, spec: GraphSpec, target: Path, *, force: bool = Fal
     return _summary(graph, target, points.shape, seconds) + (f"; in place of {old}" if old else "")
 
 
-def check_target(source: Path, target: Path, *, force: bool) -> str | None:
+def check_target(source: Path, target: Path, *, force: bool, what: str = "points") -> str | None:
     """Return what the graph will replace, None for nothing; raises InvalidFile where that must not be written.
 
+    what: the source holds, a plural.
     That is the source by whatever name or link, a directory, a terminal, and, without force, any file that is not a graph.
     """
     name = "standard output" if target == STANDARD else str(target)
@@ -63,7 +81,7 @@ def check_target(source: Path, target: Path, *, force: bool) -> str | None:
         raise InvalidFile(f"{target} is a directory; name a file, such as {target / 'graph.npz'}")
     read = _status(source, sys.stdin)
     if stat.S_ISREG(into.st_mode) and read is not None and os.path.samestat(read, into):
-        raise InvalidFile(f"{name} is the file of the points, which would be lost; choose another -o")
+        raise InvalidFile(f"{name} is the file of the {what}, which would be lost; choose another -o")
     if sys.stdout.isatty() and _is_standard_output(into):
         raise InvalidFile("standard output is a terminal, which would show bytes; send it on, or name a file with -o")
     if target == STANDARD or stat.S_ISCHR(into.st_mode) or stat.S_ISFIFO(into.st_mode):
@@ -129,6 +147,8 @@ def _summary(graph: Graph, target: Path, shape: tuple[int, ...], seconds: float)
         each = len(graph.neighbors) / shape[0]
         wanted = f"{len(graph.neighbors):,} neighbors within {spec.radius:g}, {each:.1f} per point"
     place = "standard output" if target == STANDARD else target
+    if spec.groups is not None:
+        wanted += f" within {graph.telemetry.counts['groups']:,} groups"
     exact = "exact" if certificate.exact else "not exact"
     return (
         f"{place}: {spec.kind} graph{order} of {shape[0]} points in {shape[1]} dimensions, {wanted}, {metric}; "

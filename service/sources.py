@@ -18,6 +18,7 @@ from typing import IO, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
+from pcct_core.arrays import check_exact
 from pcct_core.errors import InvalidInput, InvalidPoints
 
 Bytes: TypeAlias = bytearray | mmap.mmap
@@ -56,6 +57,61 @@ def read_points(path: Path) -> Array:
         raise InvalidFile(f"{path} cannot be read: it is a directory; {_within(path)}") from error
     except OSError as error:
         raise InvalidFile(f"{path} cannot be read: {error.strerror}") from error
+
+
+def groups_file(groups: str, points: Path) -> Path | None:
+    """Return the file of labels that --groups names, None where it names a column of the points: a number, or no file at all.
+
+    Raises InvalidFile where both are standard input.
+    """
+    path = Path(groups)
+    if _is_column(groups) or (path != STANDARD and path.suffix != ".npy" and not path.exists()):
+        return None
+    if path == points == STANDARD:
+        raise InvalidFile("points and groups are both standard input, which holds one array; name a file of the groups")
+    return path
+
+
+def split_column(array: Array, column: str) -> tuple[Array, Array]:
+    """Return the points without one of their columns, and that column: the labels of groups.
+
+    column: its number, from 0, or from -1 backwards; or its name in a structured array. Raises InvalidFile.
+    """
+    if array.dtype.names is not None:
+        return _split_field(array, column)
+    if not _is_column(column):
+        raise InvalidFile(
+            f"groups are {column!r:.80}, which is no file here, and the points have no names of columns; give the number of a "
+            "column, or a .npy file of one label for every point"
+        )
+    if array.ndim != 2:
+        raise InvalidFile(f"groups are column {column}, and the points have shape {array.shape}; expected (n, d)")
+    d, number = array.shape[1], int(column)
+    if not -d <= number < d:
+        raise InvalidFile(f"groups are column {number}, and the points have the columns 0 to {d - 1}")
+    if d == 1:
+        raise InvalidFile(f"groups are column {number}, the only one of the points; put the labels into a second file")
+    return np.delete(array, number, axis=1), array[:, number]
+
+
+def _split_field(array: Array, column: str) -> tuple[Array, Array]:
+    """Return the fields of a structured array that are no labels as columns, and the one that holds the labels."""
+    names = list(array.dtype.names or ())
+    if column not in names:
+        raise InvalidFile(f"groups are {column!r:.80}, which is neither a file here nor one of {', '.join(names)}")
+    others = [array[name] for name in names if name != column]
+    wrong = [name for name in names if name != column and array[name].dtype.kind not in "fiub"]
+    if wrong or not others:
+        said = f"field {wrong[0]!r} is no number" if wrong else "no other field is left"
+        raise InvalidFile(f"{said}; save coordinates alone, and the groups in a second file")
+    for values in others:
+        check_exact(values, values)
+    return np.column_stack(others), array[column]
+
+
+def _is_column(groups: str) -> bool:
+    digits = groups.removeprefix("-")
+    return digits.isascii() and digits.isdigit() and len(digits) < 10
 
 
 def _read_standard() -> bytearray:

@@ -15,7 +15,7 @@ from typing import IO, NamedTuple
 import numpy as np
 import pytest
 
-from pcct_core.graph import knn_graph, vecchia_graph
+from pcct_core.graph import Graph, knn_graph, radius_graph, vecchia_graph
 from service.cli import main
 
 
@@ -525,6 +525,72 @@ def test_usage_errors_are_one_line(pcct: Callable[..., Outcome]) -> None:
     check_one_line(pcct("telemetry", "render"), "FILE")
     check_one_line(pcct("up", "--port", "70000"), "--port")
     check_one_line(pcct("up", "--workers", "0"), "--workers")
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [
+        ("knn", ["-k", "3"], lambda X, groups: knn_graph(X, 3, groups=groups)),
+        (
+            "vecchia",
+            ["-k", "3", "--order", "given"],
+            lambda X, groups: vecchia_graph(X, 3, order="given", groups=groups),
+        ),
+        ("radius", ["--radius", "0.3"], lambda X, groups: radius_graph(X, 0.3, groups=groups)),
+    ],
+    ids=lambda wish: wish[0],
+)
+def test_graph_finds_neighbors_within_the_groups_that_a_column_a_field_or_a_file_names(
+    pcct: Callable[..., Outcome], points: np.ndarray, wish: tuple[str, list[str], Callable[..., Graph]]
+) -> None:
+    kind, options, build = wish
+    labels = np.random.default_rng(6).integers(0, 4, len(points))
+    np.save("points.npy", points)
+    np.save("labels.npy", np.array(["east", "west", "north", "south"])[labels])
+    np.save("both.npy", np.column_stack((points[:, :1], labels, points[:, 1:])))
+    fields = np.zeros(len(points), [("year", "i8"), ("x", "f8"), ("y", "f8")])
+    fields["year"], fields["x"], fields["y"] = labels, *points.T
+    np.save("fields.npy", fields)
+    expected = build(points, labels)
+    for file, groups in (("points", "labels.npy"), ("both", "1"), ("both", "-2"), ("fields", "year")):
+        outcome = pcct("graph", f"{file}.npy", "--kind", kind, *options, "--groups", groups)
+        assert outcome.status == 0, outcome.err
+        assert "within 4 groups" in outcome.out
+        written = np.load("graph.npz")
+        assert all(np.array_equal(written[name], array) for name, array in expected.arrays().items()), (file, groups)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["points.npy", "--groups", "2"], "groups are column 2, and the points have the columns 0 to 1"),
+        (["points.npy", "--groups", "year"], "'year', which is no file here"),
+        (["points.npy", "--groups", "year.npy"], "year.npy cannot be read"),
+        (["points.npy", "--groups", "few.npy"], "groups has 5 entries for 60 points"),
+        (["points.npy", "--groups", "nan.npy"], "row 3 of groups is nan"),
+        (["points.npy", "--groups", "points.npy"], "groups have shape (60, 2)"),
+        (["one.npy", "--groups", "0"], "the only one of the points"),
+        (["fields.npy", "--groups", "z"], "neither a file here nor one of x, name"),
+        (["fields.npy", "--groups", "x"], "field 'name' is no number"),
+        (["-", "--groups", "-"], "both standard input"),
+        (
+            ["points.npy", "--groups", "labels.npy", "-o", "labels.npy", "--force"],
+            "labels.npy is the file of the groups",
+        ),
+        (["points.npy", "--groups", "labels.npy", "--metric", "residual"], "the residual metric takes no groups"),
+    ],
+)
+def test_graph_refuses_groups_that_cannot_be(
+    pcct: Callable[..., Outcome], points: np.ndarray, arguments: list[str], words: str
+) -> None:
+    np.save("points.npy", points)
+    np.save("one.npy", points[:, :1])
+    np.save("labels.npy", np.arange(60) % 3)
+    np.save("few.npy", np.arange(5))
+    np.save("nan.npy", np.where(np.arange(60) == 3, np.nan, 1.0))
+    np.save("fields.npy", np.zeros(60, [("x", "f8"), ("name", "U3")]))
+    check_one_line(pcct("graph", *arguments, "-k", "3"), words)
+    assert not Path("graph.npz").exists()
 
 
 def test_wrong_settings_are_one_line(pcct: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
