@@ -17,6 +17,7 @@ values    real numbers from arrays of any library, exactly
 geometry  points of geopandas and shapely, and the system of their coordinates
 frames    columns of data frames, by their names
 groups    labels of points whose neighbors stay among them
+names     what the columns of datasets are called that were sent from here
 inputs    points from whatever a call is given; two of them matched by their names
 arrays    points as canonical `.npy` bytes, their id, and answers back into arrays
 extras    libraries that are used when they are there
@@ -69,6 +70,8 @@ if TYPE_CHECKING:
     from pcct_client.errors import TooLarge as TooLarge
     from pcct_client.errors import TruncatedAnswer as TruncatedAnswer
     from pcct_client.errors import Unauthorized as Unauthorized
+    from pcct_client.errors import UnknownColumns as UnknownColumns
+    from pcct_client.errors import UnknownCoordinates as UnknownCoordinates
     from pcct_client.errors import VersionMismatch as VersionMismatch
     from pcct_client.errors import WaitTimeout as WaitTimeout
     from pcct_client.following import RefreshPolicy as RefreshPolicy
@@ -111,6 +114,8 @@ _HOME = {
         "TooLarge",
         "TruncatedAnswer",
         "Unauthorized",
+        "UnknownColumns",
+        "UnknownCoordinates",
         "VersionMismatch",
         "WaitTimeout",
     ),

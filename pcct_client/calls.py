@@ -30,8 +30,10 @@ from pcct_client.errors import (
     WaitTimeout,
     refusal,
 )
+from pcct_client.frames import Columns
 from pcct_client.graph import Graph
 from pcct_client.groups import number_groups
+from pcct_client.names import Naming, remember_names
 from pcct_client.progress import Progress
 from pcct_client.values import plain
 
@@ -240,10 +242,15 @@ def upload(X: Any, deadline: Deadline, progress: Progress | None = None) -> Flow
 
 
 def _bring(data: Any, deadline: Deadline, progress: Progress | None) -> Flow[tuple[str, NDArray[Any] | None]]:
-    """Return the id of a dataset, and its points if they are here; data: points, uploaded unless known, or an id."""
+    """Return the id of a dataset, and its points if they are here; data: points, uploaded unless known, or an id.
+
+    What the columns of the points are called stays here, for queries.
+    """
     if isinstance(data, str):
         return data, None
-    body, name = yield Compute(lambda: _named(data))
+    columns = data if isinstance(data, Columns) else Columns(data, None, None)
+    body, name = yield Compute(lambda: _named(columns.values))
+    remember_names(name, Naming(columns.names, columns.crs, columns.lacks_crs))
     reply: Reply = yield Call("HEAD", f"v1/datasets/{name}", deadline)
     if reply.status == 200:
         _check_etag(reply, name)
@@ -258,11 +265,18 @@ def _bring(data: Any, deadline: Deadline, progress: Progress | None) -> Flow[tup
 
 
 def _bring_columns(spec: Mapping[str, Any], deadline: Deadline, progress: Progress | None) -> Flow[dict[str, Any]]:
-    """Return spec with the ids of its columns: an order of the caller's own and labels of groups are uploaded unless known."""
+    """Return spec with the ids of its columns: an order of the caller's own, labels of groups, inducing points.
+
+    Each is uploaded unless known.
+    """
     out = dict(spec)
     if "order" in out and not isinstance(out["order"], str | Mapping | None):
         column = yield Compute(lambda: as_column(spec["order"], "order"))
         out["order"] = {"by": "given", "dataset": (yield from _bring(column, deadline, progress))[0]}
+    metric = out.get("metric")
+    if isinstance(metric, Mapping) and not isinstance(metric.get("inducing"), Mapping | int | str | float | None):
+        inducing = metric["inducing"]
+        out["metric"] = {**metric, "inducing": {"dataset": (yield from _bring(inducing, deadline, progress))[0]}}
     if "groups" in out and not isinstance(out["groups"], Mapping | None):
         column = yield Compute(lambda: number_groups(spec["groups"]))
         out["groups"] = {"dataset": (yield from _bring(column, deadline, progress))[0]}

@@ -31,9 +31,10 @@ from pcct_client.calls import (
 )
 from pcct_client.errors import CannotPickle, ClientClosed, ClientError, ServerUnavailable
 from pcct_client.following import EventHandler, Following, RefreshPolicy, track_spec
+from pcct_client.frames import Columns
 from pcct_client.graph import Graph
 from pcct_client.groups import take_groups
-from pcct_client.inputs import points_and_queries, points_for
+from pcct_client.inputs import read_columns, read_points, read_points_and_queries, take_inducing
 from pcct_client.progress import ProgressOption, watched
 from pcct_client.reach import Address, AsyncConnections, Connections, header_pairs
 from pcct_client.retry import Retries, retried
@@ -136,7 +137,7 @@ class Client(_Portable):
         them, or the geometry of a frame that has one.
         """
         with watched(progress) as told:
-            return self._call(calls.upload(npy_body(X, columns).points, Deadline(timeout), told))
+            return self._call(calls.upload(_uploaded(X, columns), Deadline(timeout), told))
 
     def graph(
         self,
@@ -156,10 +157,9 @@ class Client(_Portable):
         progress, columns: as in `Client` and `upload`.
         """
         columns, wanted = take_groups(data, columns, calls.spec_document(spec, fields))
+        points, wanted = _points(data, columns, wanted)
         with watched(progress) as told:
-            return self._call(
-                calls.graph(_points(wanted.get("metric"), data, columns), wanted, Deadline(timeout), told)
-            )
+            return self._call(calls.graph(points, wanted, Deadline(timeout), told))
 
     def knn(
         self,
@@ -239,7 +239,7 @@ class Client(_Portable):
         Other arguments as in `graph`.
         """
         spec = calls.query_document(k, radius, metric)
-        points, queries = _points_and_queries(metric, data, Q, columns)
+        points, queries = _points_and_queries(data, Q, columns, metric)
         with watched(progress) as told:
             return self._call(calls.query(points, queries, spec, Deadline(timeout), told))
 
@@ -286,9 +286,8 @@ class Client(_Portable):
             variance=variance,
         )
         columns, spec = take_groups(data, columns, spec)
-        following = Following(
-            _points(spec["metric"], data, columns), spec, policy or RefreshPolicy(), threading.Event, events
-        )
+        points, spec = _points(data, columns, spec)
+        following = Following(points, spec, policy or RefreshPolicy(), threading.Event, events)
         background = Background(self._run, following)
         session = Session(background, timeout, self._call)
         self._sessions.add(background)
@@ -391,7 +390,7 @@ class AsyncClient(_Portable):
     ) -> str:
         """Bring the points X to the service, unless it has them already; see `Client.upload`."""
         with watched(progress) as told:
-            return await self._call(calls.upload(npy_body(X, columns).points, Deadline(timeout), told))
+            return await self._call(calls.upload(_uploaded(X, columns), Deadline(timeout), told))
 
     async def graph(
         self,
@@ -405,10 +404,9 @@ class AsyncClient(_Portable):
     ) -> Graph:
         """Return the graph that spec asks for, from the cache or built now; see `Client.graph`."""
         columns, wanted = take_groups(data, columns, calls.spec_document(spec, fields))
+        points, wanted = _points(data, columns, wanted)
         with watched(progress) as told:
-            return await self._call(
-                calls.graph(_points(wanted.get("metric"), data, columns), wanted, Deadline(timeout), told)
-            )
+            return await self._call(calls.graph(points, wanted, Deadline(timeout), told))
 
     async def knn(
         self,
@@ -471,7 +469,7 @@ class AsyncClient(_Portable):
     ) -> Graph:
         """Return the k nearest points of data for every row of Q, exactly; see `Client.query`."""
         spec = calls.query_document(k, radius, metric)
-        points, queries = _points_and_queries(metric, data, Q, columns)
+        points, queries = _points_and_queries(data, Q, columns, metric)
         with watched(progress) as told:
             return await self._call(calls.query(points, queries, spec, Deadline(timeout), told))
 
@@ -507,9 +505,8 @@ class AsyncClient(_Portable):
             variance=variance,
         )
         columns, spec = take_groups(data, columns, spec)
-        following = Following(
-            _points(spec["metric"], data, columns), spec, policy or RefreshPolicy(), asyncio.Event, events
-        )
+        points, spec = _points(data, columns, spec)
+        following = Following(points, spec, policy or RefreshPolicy(), asyncio.Event, events)
         session = AsyncSession(self._run, following, timeout, self._call, lambda: self._sessions.discard(session))
         self._sessions.add(session)
         return session
@@ -589,19 +586,31 @@ class AsyncClient(_Portable):
         return intake.reply()
 
 
-def _points(metric: Any, data: Any, columns: Sequence[str] | None) -> Any:
-    """Return points as they are sent, or a dataset id as it is; arguments as in `points_for`."""
-    return _sent(points_for(metric, data, columns))
+def _uploaded(X: Any, columns: Sequence[str] | None) -> Columns:
+    """Return points as they are sent; geometries as they are, for no metric is known."""
+    return _canonical(read_columns(X, columns))
 
 
-def _points_and_queries(metric: Any, data: Any, Q: Any, columns: Sequence[str] | None) -> tuple[Any, Any]:
-    """Return points and queries as they are sent, or ids as they are; arguments as in `points_and_queries`."""
-    points, queries = points_and_queries(metric, data, Q, columns)
+def _points(data: Any, columns: Sequence[str] | None, spec: Mapping[str, Any]) -> tuple[Columns | str, dict[str, Any]]:
+    """Return points as they are sent, or a dataset id as it is, and the spec with inducing points that are columned alike."""
+    points = read_points(spec.get("metric"), data, columns)
+    return _sent(points), take_inducing(points, spec, columns)
+
+
+def _points_and_queries(
+    data: Any, Q: Any, columns: Sequence[str] | None, metric: Any
+) -> tuple[Columns | str, Columns | str]:
+    """Return points and queries as they are sent, or ids as they are; arguments as in `read_points_and_queries`."""
+    points, queries = read_points_and_queries(metric, data, Q, columns)
     return _sent(points), _sent(queries)
 
 
-def _sent(points: Any) -> Any:
-    return points if isinstance(points, str) else npy_body(points).points
+def _sent(points: Columns | str) -> Columns | str:
+    return points if isinstance(points, str) else _canonical(points)
+
+
+def _canonical(points: Columns) -> Columns:
+    return points._replace(values=npy_body(points.values).points)
 
 
 def _has_key(request: httpx.Request) -> bool:

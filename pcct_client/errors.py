@@ -28,7 +28,10 @@ ClientError
     ├── RateLimited                           too many requests; `retry_after_s` says when there may be more
     └── TooLarge                              more bytes than the service takes
 
-GeographicCoordinates is a warning (a UserWarning): degrees are compared as if they were lengths.
+Warnings (UserWarnings):
+GeographicCoordinates                     degrees are compared as if they were lengths
+UnknownCoordinates                        one of two sets of points does not say which system its coordinates are in
+UnknownColumns                            a frame is matched by position with a dataset whose columns have no known names
 """
 
 from __future__ import annotations
@@ -61,6 +64,14 @@ class GeographicCoordinates(UserWarning):
 
     `warnings.simplefilter("error", GeographicCoordinates)` makes an error of it.
     """
+
+
+class UnknownCoordinates(UserWarning):
+    """Points and queries are compared as they stand, and geopandas knows the system of coordinates of one of them alone."""
+
+
+class UnknownColumns(UserWarning):
+    """The columns of a frame are taken in their order, for nobody here knows what those of the other dataset are called."""
 
 
 class MissingExtra(ClientError, ImportError):

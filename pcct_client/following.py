@@ -88,7 +88,7 @@ class Outcome:
 class Following:
     """The state of a session, and its flows.
 
-    data: points, which are kept to bring them again if the service loses them, or a dataset id.
+    data: columns of points, which are kept to bring them again if the service loses them, or a dataset id.
     spec: to begin with. make_bell: `threading.Event` or `asyncio.Event`. on_event: called with every event, or None.
 
     Versions count on where a track had to be created anew, so they only go up: `_base` is what the service's are short of.
@@ -109,7 +109,8 @@ class Following:
         self._on_event = on_event
         self._wishes, self._duties, self._news = make_bell(), make_bell(), make_bell()
         self._lock = threading.Lock()
-        self._points = None if isinstance(data, str) else data
+        self._data = data
+        self._points = None if isinstance(data, str) else data.values
         self._dataset = data if isinstance(data, str) else ""
         self._spec = dict(spec)
         self._policy = asdict(policy)
@@ -227,7 +228,7 @@ class Following:
     def open(self, deadline: Deadline) -> Flow[None]:
         """Upload the points if need be, create the track, and get its first graph."""
         if self._points is not None:
-            self._dataset = yield from calls.upload(self._points, deadline)
+            self._dataset = yield from calls.upload(self._data, deadline)
         track = yield from self._create(self._spec, deadline, deadline.wait_s(calls.LONG_POLL_S))
         while track["version"] < 1:
             if track.get("error") and track.get("pending_version") is None:
@@ -394,7 +395,7 @@ class Following:
                 "the service has lost the points, and those that the session was given have changed since: "
                 "begin another session"
             )
-        yield from calls.upload(self._points, Deadline(None))
+        yield from calls.upload(self._data, Deadline(None))
         return (yield from ask())
 
     def _answered(self, wish: Wish, version: int) -> None:

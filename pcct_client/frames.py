@@ -19,12 +19,13 @@ class Columns(NamedTuple):
     """Columns of numbers side by side.
 
     values: (n, d). names: one for each, None where they have none. crs: the system of coordinates that came as geometries,
-    of pyproj; None where nobody said.
+    of pyproj; None where nobody said. lacks_crs: whether geopandas holds them without one.
     """
 
     values: NDArray[Any]
     names: tuple[Any, ...] | None
     crs: Any
+    lacks_crs: bool = False
 
 
 def is_frame(X: Any) -> bool:
@@ -43,7 +44,7 @@ def read_frame(frame: Any, columns: Sequence[str] | None, in_degrees: bool) -> C
     geometry = getattr(frame, "geometry", None)
     if columns is None and is_geometry(geometry):
         found = places(geometry, in_degrees)
-        return Columns(found.values, ("x", "y"), found.crs)
+        return Columns(found.values, ("x", "y"), found.crs, found.crs is None)
     there = list(frame.columns)
     wanted = there if columns is None else [columns] if isinstance(columns, str) else list(columns)
     missing = [name for name in wanted if name not in there]
@@ -52,14 +53,16 @@ def read_frame(frame: Any, columns: Sequence[str] | None, in_degrees: bool) -> C
     if not wanted:
         raise InvalidArray("no column is chosen; name those of the coordinates: columns=['x', 'y']")
     crs: Any = None
+    lacks_crs = False
     arrays: list[NDArray[Any]] = []
     names: list[Any] = []
     for name in wanted:
         values, system = _column(frame, name, in_degrees)
         crs = system if crs is None else crs
+        lacks_crs = lacks_crs or (system is None and is_geometry(frame[name]) and hasattr(frame[name], "crs"))
         arrays.append(values)
         names += [name] if values.ndim == 1 else [(name, part) for part in range(values.shape[1])]
-    return Columns(np.column_stack(arrays), tuple(names), crs)
+    return Columns(np.column_stack(arrays), tuple(names), crs, lacks_crs and crs is None)
 
 
 def listed(names: Sequence[Any]) -> str:

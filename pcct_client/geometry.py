@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pcct_client.errors import GeographicCoordinates, InvalidArray
+from pcct_client.errors import GeographicCoordinates, InvalidArray, UnknownCoordinates
+from pcct_client.names import Naming
 
 DEGREES = "EPSG:4326"  # longitude and latitude of WGS 84, as haversine takes them
 
@@ -59,16 +60,30 @@ def check_lengths(crs: Any, metric: str) -> None:
         f"the points are in {crs_name(crs)}, in degrees, which {metric} takes for lengths, as long at the poles as at the "
         "equator; use metric='haversine', or X.to_crs(X.estimate_utm_crs())",
         GeographicCoordinates,
-        stacklevel=_callers_level(),
+        stacklevel=callers_level(),
     )
 
 
-def check_same_system(crs: Any, other: Any) -> None:
-    """Raise InvalidArray when points and queries are in two systems; None is one that nobody said."""
-    if crs is None or other is None or crs.equals(other, ignore_axis_order=True):
+def check_same_system(points: Naming, queries: Naming) -> None:
+    """Raise InvalidArray when points and queries are in two systems of coordinates.
+
+    Warn by `UnknownCoordinates` where geopandas knows the system of one of them, and holds the other without any.
+    """
+    ours, theirs = points.crs, queries.crs
+    if ours is not None and theirs is not None and not ours.equals(theirs, ignore_axis_order=True):
+        raise InvalidArray(
+            f"the points are in {crs_name(ours)} and the queries in {crs_name(theirs)}; use Q.to_crs(X.crs)",
+        )
+    if (ours is None or not queries.lacks_crs) and (theirs is None or not points.lacks_crs):
         return
-    raise InvalidArray(
-        f"the points are in {crs_name(crs)} and the queries in {crs_name(other)}; use Q.to_crs(X.crs)",
+    known, unknown, fix = ("queries", "points", "X.set_crs(Q.crs)")
+    if theirs is None:
+        known, unknown, fix = ("points", "queries", "Q.set_crs(X.crs)")
+    warnings.warn(
+        f"the {known} are in {crs_name(ours or theirs)} and the {unknown} do not say what they are in, so they are compared as "
+        f"they stand; use {fix} if that is the same",
+        UnknownCoordinates,
+        stacklevel=callers_level(),
     )
 
 
@@ -158,7 +173,7 @@ def _moved(geometry: Any, crs: Any, subject: str) -> tuple[Any, Any]:
     return moved, moved.crs
 
 
-def _callers_level() -> int:
+def callers_level() -> int:
     """Return the stack level of whoever called this package, as `warnings.warn` counts it for the function that warns."""
     here, level, frame = str(Path(__file__).parent), 1, sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(here):

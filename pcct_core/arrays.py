@@ -70,18 +70,21 @@ def column_names(X: Any) -> tuple[str, ...] | None:
     return None if names == list(range(len(names))) else tuple(map(str, names))
 
 
-def align_columns(ours: tuple[str, ...] | None, theirs: tuple[str, ...] | None) -> list[int] | None:
+def align_columns(
+    ours: tuple[str, ...] | None, theirs: tuple[str, ...] | None, subject: str = "queries", name: str = "Q"
+) -> list[int] | None:
     """Return where the columns of queries stand that are called as those of the points; None where they are in their order.
 
     ours: names of the points' columns. theirs: of the queries'. Either is None where nothing is called by a name.
+    subject, name: what messages and the code in them call the queries.
     Raises InvalidPoints for other names, and for names that are there twice in another order.
     """
     if ours is None or theirs is None or ours == theirs:
         return None
     if len(set(ours)) < len(ours) or sorted(ours) != sorted(theirs):
         raise InvalidPoints(
-            f"the points have the columns {', '.join(map(repr, ours))} and the queries {', '.join(map(repr, theirs))}; "
-            "give both the same names, or the queries as an array: np.asarray(Q)"
+            f"the points have the columns {', '.join(map(repr, ours))} and the {subject} {', '.join(map(repr, theirs))}; "
+            f"give both the same names, or the {subject} as an array: np.asarray({name})"
         )
     return [theirs.index(name) for name in ours]
 

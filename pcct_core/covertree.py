@@ -26,7 +26,18 @@ from pcct_core.points import Extent, Scale, as_points, check_metric, check_shape
 from pcct_core.residual import Factors, Screen, choose_inducing, make_factors, make_screen, tolerance_of
 from pcct_core.search import Queries, order_queries
 from pcct_core.simd import LANES
-from pcct_core.spec import MAX_PAIRS, Cosine, GraphSpec, Haversine, Metric, Residual, read_k, read_metric, read_radius
+from pcct_core.spec import (
+    MAX_PAIRS,
+    Cosine,
+    GraphSpec,
+    Haversine,
+    Metric,
+    Residual,
+    align_inducing,
+    read_k,
+    read_metric,
+    read_radius,
+)
 from pcct_core.telemetry import Telemetry
 from pcct_core.topk import NO_ID
 
@@ -108,7 +119,7 @@ class CoverTree:
         The names of a data frame's columns are kept: columns of queries in a frame are matched by them.
         """
         points = as_points(X)
-        metric = read_metric(metric)
+        metric = align_inducing(read_metric(metric), column_names(X))
         if isinstance(metric, Residual) and metric.factors is not None:
             raise InvalidSpec("given factors say nothing about new points; give inducing points instead", "metric")
         check_shape(max(2, points.shape[0]), points.shape[1], GraphSpec(k=1, metric=metric))

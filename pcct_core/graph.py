@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+from pcct_core.arrays import column_names
 from pcct_core.certificate import Certificate
 from pcct_core.columns import read_groups
 from pcct_core.draws import seed_draws
@@ -23,7 +24,7 @@ from pcct_core.order import order_points
 from pcct_core.parallel import CancelToken, Crew, Progress
 from pcct_core.place import finish_rows, move_inducing, place_points
 from pcct_core.points import as_points, check_request
-from pcct_core.spec import MAX_PAIRS, Gate, GraphSpec, Residual, read_k
+from pcct_core.spec import MAX_PAIRS, Gate, GraphSpec, Residual, align_inducing, read_k
 from pcct_core.telemetry import Telemetry
 from pcct_core.vif import find_residual
 
@@ -178,6 +179,8 @@ def build_graph(
     """
     spec = spec if isinstance(spec, GraphSpec) else GraphSpec.from_mapping(spec)
     points = as_points(X)
+    metric = align_inducing(spec.metric, column_names(X))
+    spec = spec if metric is spec.metric else replace(spec, metric=metric)
     check_request(points, spec)
     telemetry = Telemetry()
     with Crew(threads, progress, cancel) as crew:

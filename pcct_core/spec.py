@@ -151,10 +151,14 @@ class Inducing:
 
 @dataclass(frozen=True)
 class Stored:
-    """An array by the name of its content: the SHA-256 that a dataset's id is; with the array itself once it is at hand."""
+    """An array by the name of its content: the SHA-256 that a dataset's id is; with the array itself once it is at hand.
+
+    columns: what its columns are called, where it came as a data frame.
+    """
 
     id: str
     array: Any = field(default=None, compare=False, repr=False)
+    columns: tuple[str, ...] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.id, str) or not _SHA256.fullmatch(self.id):
@@ -640,7 +644,31 @@ def stored_array(values: Any, name: str) -> Stored:
     values: real numbers, as `arrays.read_numbers` takes them; kept as float64. name: the field that holds them.
     Raises InvalidSpec for anything else, for masked values, and for whole numbers that float64 would round.
     """
-    return _named_by_content(_read_array(values, name))
+    from pcct_core.arrays import column_names
+
+    return replace(_named_by_content(_read_array(values, name)), columns=column_names(values))
+
+
+def align_inducing(metric: Metric, columns: tuple[str, ...] | None) -> Metric:
+    """Return a metric whose inducing points have their columns in the order of the points', where both have names.
+
+    columns: names of the points'. Raises InvalidSpec for inducing points whose columns have other names.
+    """
+    stored = metric.inducing if isinstance(metric, Residual) else None
+    if not isinstance(metric, Residual) or not isinstance(stored, Stored):
+        return metric
+    import numpy as np
+
+    from pcct_core.arrays import align_columns
+
+    try:
+        places = align_columns(columns, stored.columns, "inducing points", "Z")
+    except InvalidPoints as error:
+        raise InvalidSpec(str(error), "metric.inducing") from error
+    if places is None:
+        return metric
+    aligned = _named_by_content(np.ascontiguousarray(stored.array[:, places]))
+    return replace(metric, inducing=replace(aligned, columns=columns))
 
 
 def store_order(values: Any) -> Stored:

@@ -5,8 +5,9 @@ import re
 import numpy as np
 import pytest
 
-from pcct_client import GeographicCoordinates, InvalidArray, dataset_id
-from pcct_client.inputs import as_array, points_and_queries, points_for
+from pcct_client import GeographicCoordinates, InvalidArray, UnknownCoordinates, dataset_id
+from pcct_client.inputs import as_array
+from tests.client.sides import points_and_queries, points_for
 
 geopandas = pytest.importorskip("geopandas")
 shapely = pytest.importorskip("shapely")
@@ -121,7 +122,7 @@ def test_degrees_under_lengths_are_warned_of_by_name(metric):
     X = frame(*POINTS, crs=4326)
     with pytest.warns(GeographicCoordinates, match=r"in EPSG:4326, in degrees, .*metric='haversine'") as caught:
         np.testing.assert_array_equal(points_for(metric, X), PLACES)
-    assert caught[0].filename == __file__
+    assert caught[0].filename == points_for.__code__.co_filename  # who called
     for silent in (X.to_crs(X.estimate_utm_crs()), X.set_crs(None, allow_override=True), PLACES):
         points_for(metric, silent)
     points_for(metric, X, ["depth"])
@@ -162,3 +163,21 @@ def test_the_client_takes_geometries(client, service):
     with pytest.warns(GeographicCoordinates) as caught:
         client.vecchia(X, k=2)
     assert "pcct_client" not in caught[0].filename
+
+
+@pytest.mark.parametrize("make", [series, frame])
+def test_coordinates_of_a_system_and_of_none_are_warned_of_by_name(make, client):
+    known, bare = make(*POINTS, crs=3857), make(*POINTS)
+    message = "the points are in EPSG:3857 and the queries do not say what they are in.*use Q.set_crs(X.crs) if that"
+    with pytest.warns(UnknownCoordinates, match=message.replace("(", r"\(").replace(")", r"\)")) as caught:
+        points_and_queries("euclidean", known, bare)
+    assert caught[0].filename == points_and_queries.__code__.co_filename
+    with pytest.warns(
+        UnknownCoordinates, match=r"queries are in EPSG:3857 and the points do not .*X\.set_crs\(Q\.crs\)"
+    ):
+        points_and_queries("euclidean", bare, known)
+    id = client.upload(bare)
+    with pytest.warns(UnknownCoordinates):
+        client.query(id, known)
+    for points, queries in ((known, PLACES), (PLACES, known), (known, POINTS), (bare, bare), (known, known)):
+        points_and_queries("euclidean", points, queries)

@@ -1,11 +1,17 @@
 import numpy as np
 import pytest
 
-from pcct_client import Client, InvalidArray, dataset_id
+from pcct_client import Client, InvalidArray, UnknownColumns, dataset_id, names
 from pcct_client.arrays import npy_body
-from pcct_client.inputs import as_array, points_and_queries, points_for
+from pcct_client.inputs import as_array
+from tests.client.sides import points_and_queries, points_for
 
 POINTS = np.array([[10.0, 50.0], [11.0, 51.5], [12.0, -3.0]])
+
+
+@pytest.fixture(autouse=True)
+def _nothing_sent_before(monkeypatch):
+    monkeypatch.setattr(names, "_known", {})
 
 
 class Dlpack:
@@ -186,3 +192,86 @@ def test_queries_are_named_where_they_cannot_be_read():
 def test_points_for_leaves_arrays_and_ids_as_they_are(metric):
     assert points_for(metric, POINTS) is POINTS
     assert points_for(metric, "a" * 64) == "a" * 64
+
+
+def lon_lat(frames, rows=POINTS):
+    return frames.DataFrame({"lon": rows[:, 0], "lat": rows[:, 1]})
+
+
+def lat_lon(frames, rows=POINTS):
+    return frames.DataFrame({"lat": rows[:, 1], "lon": rows[:, 0]})
+
+
+def ask_upload(client, frame):
+    return client.upload(frame)
+
+
+def ask_knn(client, frame):
+    return client.knn(frame, k=2).dataset
+
+
+@pytest.mark.parametrize("send", [ask_upload, ask_knn])
+def test_queries_of_a_dataset_that_was_sent_are_matched_by_its_names(client, service, frames, send):
+    id = send(client, lon_lat(frames))
+    client.upload(POINTS)  # the same numbers without names
+    client.query(id, lat_lon(frames, POINTS[::-1]), k=2)
+    client.query(id, lat_lon(frames, POINTS[::-1]), k=2, columns=["lat", "lon"])
+    assert set(service.datasets) == {id, dataset_id(POINTS[::-1])}
+    with pytest.raises(
+        InvalidArray, match=r"columns 'lon', 'lat' and the queries 'x', 'y'.* columns=\[…\], or give the q"
+    ):
+        client.query(id, frames.DataFrame({"x": [1.0], "y": [2.0]}))
+    client.query(id, frames.DataFrame({"x": POINTS[:, 0], "y": POINTS[:, 1]}), columns=["x", "y"])
+    client.upload(frames.DataFrame({"x": POINTS[:, 0], "y": POINTS[:, 1]}))
+    for queries in (frames.DataFrame({"y": POINTS[:, 1], "x": POINTS[:, 0]}), lat_lon(frames)):
+        client.query(id, queries)
+    assert set(service.datasets) == {id, dataset_id(POINTS[::-1])}
+
+
+def test_a_dataset_of_queries_in_another_order_is_refused(client, service, frames):
+    queries = client.upload(lat_lon(frames, POINTS[:2]))
+    for points in (lon_lat(frames), client.upload(lon_lat(frames))):
+        with pytest.raises(
+            InvalidArray, match=r"queries has the columns 'lat', 'lon', and the points 'lon', 'lat'; upload"
+        ):
+            client.query(points, queries)
+    client.query(lon_lat(frames), queries, columns=["lat", "lon"])
+    client.query(POINTS, queries)
+
+
+def test_a_frame_against_a_dataset_from_elsewhere_is_warned_of(client, frames):
+    id = "a" * 64
+    with pytest.warns(
+        UnknownColumns, match=r"'lon', 'lat' are taken as those of dataset aaaaaaaaaaaa….*\['lon', 'lat'\]$"
+    ):
+        client.query(id, lon_lat(frames))
+    with pytest.warns(UnknownColumns):
+        client.query(lon_lat(frames), id)
+    for queries, columns in (
+        (POINTS, None),
+        (lon_lat(frames), ["lat", "lon"]),
+        (frames.DataFrame({"x": POINTS[:, 0]}), None),
+    ):
+        client.query(id, queries, columns=columns)
+
+
+def test_inducing_points_are_uploaded_with_the_columns_of_the_points(client, service, frames):
+    def ask(points, inducing, **fields):
+        metric = {"type": "residual", "kernel": "rbf", "inducing": inducing}
+        client.vecchia(points, k=2, metric=metric, **fields)
+        return service.documents[-1]["spec"]["metric"]["inducing"]["dataset"]
+
+    some, there = POINTS[:2], dataset_id(POINTS[:2])
+    more = frames.DataFrame({"depth": some[:, 0], "lat": some[:, 1], "lon": some[:, 0]})
+    points, id = lon_lat(frames), client.upload(lon_lat(frames))
+    for given in (lat_lon(frames, some), lon_lat(frames, some), some, some.tolist(), {"dataset": there}):
+        assert ask(points, given) == ask(id, given) == ask(POINTS, lon_lat(frames, some)) == there
+    assert ask(points, more, columns=["lon", "lat"]) == there
+    with pytest.raises(InvalidArray, match="the inducing points 'depth', 'lat', 'lon'; give both the same names"):
+        ask(points, more)
+    other = client.upload(lat_lon(frames, some))
+    with pytest.raises(
+        InvalidArray, match="the dataset of the inducing points has the columns 'lat', 'lon', and the points"
+    ):
+        ask(points, {"dataset": other})
+    assert ask(POINTS, {"dataset": other}) == other

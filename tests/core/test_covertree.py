@@ -9,7 +9,7 @@ import pytest
 import pcct_core as pc
 from tests import naive
 from tests.core.clouds import CLOUDS
-from tests.core.judge import naive_metric, same_bytes
+from tests.core.judge import naive_metric, same_bytes, same_graphs
 
 DTYPES = [np.float32, np.float64]
 
@@ -301,3 +301,23 @@ class TestColumns:
                 tree.query(queries, 1)
         twice = FRAME.set_axis(["x", "x"], axis=1)
         assert not pc.CoverTree.fit(twice).query(twice, 1).distances.any()
+
+    def test_columns_of_inducing_points_are_matched_by_name(self):
+        drawn = np.random.default_rng(7).random((60, 2))
+        X, Z = pd.DataFrame(drawn, columns=["a", "b"]), pd.DataFrame(drawn[:9], columns=["a", "b"])
+
+        def build(X, Z):
+            return pc.vecchia_graph(X, 3, metric={"type": "residual", "kernel": "rbf", "inducing": Z})
+
+        for inducing in (Z, Z[["b", "a"]], pl.DataFrame(Z[["b", "a"]].to_dict("list")), Z.to_numpy()):
+            same_graphs(build(X, inducing), build(drawn, drawn[:9]))
+            metric = pc.Residual(pc.RBF(1.0), inducing)
+            found, expected = (
+                pc.CoverTree.fit(X, each).query(drawn[:5], 3) for each in (metric, pc.Residual(pc.RBF(1.0), drawn[:9]))
+            )
+            same_bytes(found.distances, expected.distances)
+        same_graphs(build(drawn, Z[["b", "a"]]), build(drawn, drawn[:9, ::-1]))
+        with pytest.raises(
+            pc.InvalidSpec, match=r"columns 'a', 'b' and the inducing points 'A', 'B'; .*np\.asarray\(Z\)"
+        ):
+            build(X, Z.rename(columns=str.upper))
