@@ -46,9 +46,19 @@ _GRAPH = {
     "spec": _FULL_SPEC,
     "progress": None,
     "certificate": {"method": "tree", "dtype": "float64", "exact": True},
-    "telemetry": {"seconds": {"order": 0.0001, "search": 0.0002}, "counts": {"n": 8, "d": 2, "k": K, "threads": 2}},
+    "telemetry": {
+        "seconds": {"prepare": 0.0002, "order": 0.0003, "tree": 0.0001, "search": 0.0001, "finish": 0.0001},
+        "counts": {"n": 8, "d": 2, "k": K, "threads": 2},
+    },
     "error": None,
-    "arrays": {"neighbors": {"dtype": "int32", "shape": [8, K], "href": f"/v1/graphs/{GRAPH_ID}/neighbors"}},
+    "arrays": {
+        name: {"dtype": dtype, "shape": shape, "href": f"/v1/graphs/{GRAPH_ID}/{name}"}
+        for name, dtype, shape in (
+            ("neighbors", "int32", [8, K]),
+            ("distances", "float64", [8, K]),
+            ("order", "int64", [8]),
+        )
+    },
     **_TIMES,
     "warning": None,
 }
