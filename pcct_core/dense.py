@@ -24,9 +24,18 @@ from pcct_core.blas import single_threaded_blas
 from pcct_core.build import Tree
 from pcct_core.jit import entry, inner
 from pcct_core.parallel import Crew
-from pcct_core.search import Queries, count_groups, load_group, make_group, scan_lane, settle_keys
+from pcct_core.search import (
+    Queries,
+    count_groups,
+    load_group,
+    make_groups,
+    part_group,
+    scan_lane,
+    settle_keys,
+    sort_pairs,
+)
 from pcct_core.simd import LANES, fit_below
-from pcct_core.topk import clear_best, full_best, make_best_beside, open_front, settle, write_rows
+from pcct_core.topk import clear_best, full_best, make_bests, open_front, part_best, settle, write_rows
 
 _TEAM = 4  # groups whose queries share one product; 128 rows keep BLAS near its peak
 _CHUNK = 16  # buckets per product; 128 × 512 float32 products are a quarter of a typical second-level cache
@@ -86,13 +95,7 @@ def _lay_out_rows(tree: Tree) -> _Rows:
 def scan_teams(tree, rows, queries, k, first, last, neighbors, distances):
     """Search for the teams [first, last), each _TEAM groups of 32 consecutive entries of queries.rows."""
     measure = queries.measure
-    groups = (make_group(tree), make_group(tree), make_group(tree), make_group(tree))
-    bests = (
-        make_best_beside(k, distances, tree.coords),
-        make_best_beside(k, distances, tree.coords),
-        make_best_beside(k, distances, tree.coords),
-        make_best_beside(k, distances, tree.coords),
-    )
+    groups, bests = make_groups(_TEAM, tree), make_bests(_TEAM, k, distances, tree.coords)
     lanes = np.empty(_TEAM, np.int64)
     reaches = np.empty(_TEAM, tree.coords.dtype)
     centered = np.zeros((_TEAM * LANES, tree.d), tree.coords.dtype)
@@ -100,18 +103,20 @@ def scan_teams(tree, rows, queries, k, first, last, neighbors, distances):
     fits = np.empty(_TEAM * LANES, tree.coords.dtype)
     product = np.empty(_TEAM * LANES * _CHUNK * LANES, tree.coords.dtype)
     squared = np.empty(LANES, tree.coords.dtype)
+    order, away = np.empty(rows.low.shape[0], np.int32), np.empty(rows.low.shape[0], np.float64)
     buckets = tree.ids.shape[0] // LANES
     for team in range(first, last):
         for g in range(_TEAM):
             lanes[g] = 0
             reaches[g] = -1
             if (team * _TEAM + g) * LANES < queries.rows.shape[0]:
-                lanes[g] = load_group(groups[g], queries, team * _TEAM + g)[0]
-                clear_best(bests[g], lanes[g])
-                reaches[g] = open_front(bests[g]).bound
-                center_group(groups[g], g, rows, centered, squares)
-                widen_bounds(bests[g], g, rows, squares, fits)
-        order = order_chunks(groups[0], rows)
+                group, best = part_group(groups, g, tree.d), part_best(bests, g)
+                lanes[g] = load_group(group, queries, team * _TEAM + g)[0]
+                clear_best(best, lanes[g])
+                reaches[g] = open_front(best).bound
+                center_group(group, g, rows, centered, squares)
+                widen_bounds(best, g, rows, squares, fits)
+        order_chunks(part_group(groups, 0, tree.d), rows, order, away)
         for chunk in order:
             if not reach_chunk(groups, lanes, reaches, rows, chunk):
                 continue
@@ -121,19 +126,21 @@ def scan_teams(tree, rows, queries, k, first, last, neighbors, distances):
             block = product[: _TEAM * LANES * width].reshape((_TEAM * LANES, width))
             np.dot(centered, rows.rows[start * LANES : stop * LANES].T, block)
             for g in range(_TEAM):
+                group, best = part_group(groups, g, tree.d), part_best(bests, g)
                 for bucket in range(start, stop):
-                    most = -bests[g].size
+                    most = -best.size
                     column = (bucket - start) * LANES
                     for lane in range(lanes[g]):
                         row = g * LANES + lane
                         if fit_below(product, row * width + column, rows.halves, bucket * LANES, fits[row]) != 0:
-                            most = max(most, scan_lane(tree, bucket, lane, groups[g], bests[g], squared, measure))
-                    if full_best(bests[g], most):
-                        reaches[g] = settle_keys(measure, bests[g], lanes[g]).bound
-                        widen_bounds(bests[g], g, rows, squares, fits)
+                            most = max(most, scan_lane(tree, bucket, lane, group, best, squared, measure))
+                    if full_best(best, most):
+                        reaches[g] = settle_keys(measure, best, lanes[g]).bound
+                        widen_bounds(best, g, rows, squares, fits)
         for g in range(_TEAM):
-            settle(bests[g], lanes[g])
-            write_rows(bests[g], lanes[g], groups[g].rows, neighbors, distances)
+            group, best = part_group(groups, g, tree.d), part_best(bests, g)
+            settle(best, lanes[g])
+            write_rows(best, lanes[g], group.rows, neighbors, distances)
 
 
 @inner
@@ -173,21 +180,25 @@ def box_gap(group, low, high, weights):
 
 
 @inner
-def order_chunks(group, rows):
-    """Return the chunks by the distance of their middles to that of the group's box, nearest first."""
-    chunks, d = rows.low.shape
-    away = np.zeros(chunks, np.float64)
-    for chunk in range(chunks):
-        for c in range(d):
+def order_chunks(group, rows, order, away):
+    """Write the chunks by the distance of their middles to that of the group's box, nearest first, to order, int32 (chunks,).
+
+    away: float64 (chunks,), receives four times these distances, squared.
+    """
+    for chunk in range(order.shape[0]):
+        order[chunk], away[chunk] = chunk, 0.0
+        for c in range(rows.low.shape[1]):
             gap = (rows.low[chunk, c] + rows.high[chunk, c] - group.low[c] - group.high[c]) * rows.weights[c]
             away[chunk] += gap * gap
-    return np.argsort(away)
+    sort_pairs(order, away)
 
 
 @inner
 def reach_chunk(groups, lanes, reaches, rows, chunk):
     """Return True when some group of the team can gain from the chunk."""
-    reached = False
+    reached, d = False, rows.low.shape[1]
     for g in range(_TEAM):
-        reached |= lanes[g] > 0 and box_gap(groups[g], rows.low[chunk], rows.high[chunk], rows.weights) <= reaches[g]
+        if lanes[g] > 0:
+            gap = box_gap(part_group(groups, g, d), rows.low[chunk], rows.high[chunk], rows.weights)
+            reached |= gap <= reaches[g]
     return reached

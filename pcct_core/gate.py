@@ -20,7 +20,7 @@ from pcct_core.jit import entry, inner
 from pcct_core.kernels import correlate, make_scratch
 from pcct_core.parallel import Crew
 from pcct_core.residual import STRETCH, Factors, Screen
-from pcct_core.search import Queries, count_groups, load_group, make_group, make_walk, next_bucket, start_walk
+from pcct_core.search import Queries, count_groups, load_group, make_groups, make_walk, next_bucket, start_walk
 from pcct_core.simd import (
     LANES,
     PAIRS,
@@ -110,7 +110,7 @@ def scan_gated(
 @entry
 def scan_gated_groups(tree, screen, stored, queries, asked, gates, first, last, found):
     """Search for the groups [first, last), each 32 consecutive entries of queries.rows."""
-    group = make_group(tree)
+    group = make_groups(1, tree)
     walk = make_walk(tree)
     best = make_best(found.neighbors.shape[1], tree.coords)
     room = make_room(stored.m)
@@ -122,12 +122,14 @@ def scan_gated_groups(tree, screen, stored, queries, asked, gates, first, last, 
                 take_row(best, lane, group.rows[lane], found.neighbors, found.distances)
         widest = load_room(room, group, lanes, asked, gates)
         front = Front(widest, np.float64(np.inf), NO_ID)
-        waiting, node = next_bucket(tree, walk, start_walk(walk, queries, number), group, front, highest)
-        while node >= 0:
+        waiting = start_walk(walk, queries, number)
+        while True:
+            waiting, node = next_bucket(tree, walk, waiting, group, front, highest)
+            if node < 0:
+                break
             most = scan_gated_bucket(tree, screen, stored, asked, node, group, best, room, found)
             if full_best(best, most):
                 settle(best, lanes)
-            waiting, node = next_bucket(tree, walk, waiting, group, front, highest)
         settle(best, lanes)
         write_rows(best, lanes, group.rows, found.neighbors, found.distances)
         for lane in range(lanes):
@@ -398,18 +400,17 @@ def audit_rows(factors, queries, gates, sample, first, last, found, audit):
     for i in range(first, last):
         row = queries.rows[i]
         allowed, gate = min(np.int64(queries.limit[row]), n), gates[row] * gates[row]
-        count, words = 0, (np.uint64(0), np.uint64(0))
-        for at in range(sample.counts[row]):
+        count, words, draws = 0, (np.uint64(0), np.uint64(0)), sample.counts[row]
+        for at in range(draws):
             if at % 2 == 0:
                 words = draw_words(sample.key, row, at // 2)
             index = index_below(words[at % 2], allowed)
             if index != queries.itself[row] and squared_between(factors.points, index, row) > gate:
                 room.chosen[count] = index
                 count += 1
-            if count == LANES:
+            if count == LANES or at + 1 == draws:
                 count_missed(factors, row, count, room, found, audit)
                 count = 0
-        count_missed(factors, row, count, room, found, audit)
 
 
 @inner

@@ -4,8 +4,9 @@
 their module and of all modules of this package that it imports, the types of the arguments, the releases of Python, Numba and
 llvmlite, and the processor. So a file is never stale, whatever the times of files say, and needs no clean-up to be right.
 
-`inner` is for functions that compiled code calls. Numba wraps every function for callers in Python and in C, a quarter of its
-work; these are wrapped when Python first calls them, which only tests do.
+`inner` is for functions that compiled code calls. Numba wraps every function for callers in Python and in C, optimises it and
+makes machine code of it, half of its work, and then optimises it once more within each caller. These are only linked into
+their callers; they are wrapped when Python first calls them, which only tests do.
 
 `prebuilt/` beside this file, where a wheel or an image has one, holds machine code for whole classes of processors
 (x86-64-v3, x86-64-v4): see `prebuild`.
@@ -14,6 +15,7 @@ work; these are wrapped when Python first calls them, which only tests do.
 from __future__ import annotations
 
 import functools
+import gc
 import hashlib
 import pickle
 import platform
@@ -31,8 +33,11 @@ from llvmlite import binding
 from numba import config, njit
 from numba.core import serialize
 from numba.core.caching import NullCache
-from numba.core.compiler import CompileResult
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import CompilerBase, CompileResult, DefaultPassBuilder
+from numba.core.compiler_machinery import LoweringPass, PassManager, register_pass
 from numba.core.registry import CPUDispatcher, cpu_target
+from numba.core.typed_passes import AnnotateTypes
 
 from pcct_core.errors import KernelCacheWarning
 from pcct_core.files import find_code_directory, replacing
@@ -48,6 +53,70 @@ LEVELS = {
 
 _IMPORT = re.compile(r"^from pcct_core\.(\w+) import", re.MULTILINE)
 _DIGEST_BYTES = 16
+
+
+class _LinkedCode(JITCodeLibrary):  # type: ignore[misc]
+    """The code of a function that is only linked into its callers: they optimise it, and make machine code of it."""
+
+    def _optimize_functions(self, ll_module: Any) -> None:
+        pass
+
+    def _optimize_final_module(self) -> None:
+        pass
+
+    def _finalize_final_module(self) -> None:
+        self._finalize_dynamic_globals()
+        self._finalized = True
+
+    def get_pointer_to_function(self, name: str) -> int:
+        """Return 0, which says that there is no machine code."""
+        return 0
+
+    @property
+    def codegen(self) -> _LinkedCode:
+        """Return what is told of the function's environment."""
+        return self
+
+    def set_env(self, env_name: str, env: Any) -> None:
+        """Pass over an environment: what these functions do needs no object of Python's."""
+
+
+@register_pass(mutates_CFG=False, analysis_only=False)
+class _LinkOnly(LoweringPass):  # type: ignore[misc]
+    """Have the code of a function go into a `_LinkedCode`."""
+
+    _name = "link_only"
+
+    def __init__(self) -> None:
+        LoweringPass.__init__(self)
+
+    def run_pass(self, state: Any) -> bool:
+        state.library = _LinkedCode(state.targetctx.codegen(), state.func_id.func_qualname)
+        return True
+
+
+class _InnerCompiler(CompilerBase):  # type: ignore[misc]
+    """Numba's own compiler, with `_LinkOnly` before it writes code."""
+
+    def define_pipelines(self) -> list[PassManager]:
+        manager = DefaultPassBuilder.define_nopython_pipeline(self.state)
+        manager.add_pass_after(_LinkOnly, AnnotateTypes)
+        manager.finalize()
+        return [manager]
+
+
+class _Entry(CPUDispatcher):  # type: ignore[misc]
+    """A compiled function for Python to call; compiled with no collection of garbage, a tenth of its work."""
+
+    def compile(self, sig: Any) -> Any:
+        """Compile the function for argument types, or read its machine code from a file."""
+        collects = gc.isenabled()
+        gc.disable()
+        try:
+            return super().compile(sig)
+        finally:
+            if collects:
+                gc.enable()
 
 
 class _Inner(CPUDispatcher):  # type: ignore[misc]
@@ -78,14 +147,15 @@ def _compile_inner(function: Callable[..., Any], **options: bool) -> Any:
     if config.DISABLE_JIT:
         return function
     shared = {"nopython": True, "nogil": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-    return _Inner(function, targetoptions=shared | options)
+    return _Inner(function, targetoptions=shared | options, pipeline_class=_InnerCompiler)
 
 
 def entry(function: Callable[..., Any]) -> Any:
     """Compile a function for Python to call, and keep its machine code in a file; releases the GIL."""
-    compiled = njit(nogil=True, no_cfunc_wrapper=True)(function)
-    if not config.DISABLE_JIT:
-        compiled._cache = _KeptCode(function)
+    if config.DISABLE_JIT:
+        return function
+    compiled = _Entry(function, targetoptions={"nopython": True, "nogil": True, "no_cfunc_wrapper": True})
+    compiled._cache = _KeptCode(function)
     return compiled
 
 

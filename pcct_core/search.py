@@ -35,7 +35,7 @@ from pcct_core.topk import (
     Front,
     clear_best,
     full_best,
-    make_best_beside,
+    make_bests,
     open_front,
     settle,
     sort_rows,
@@ -151,21 +151,23 @@ def search_groups(tree, queries, k, first, last, neighbors, distances):
     scanned a bucket.
     """
     scans, measure = 0, queries.measure
-    group = make_group(tree)
+    group = make_groups(1, tree)
     walk = make_walk(tree)
-    best = make_best_beside(k, distances, tree.coords)
+    best = make_bests(1, k, distances, tree.coords)
     squared = np.empty(LANES, tree.coords.dtype)
     for number in range(first, last):
         lanes, highest = load_group(group, queries, number)
         clear_best(best, lanes)
         front = open_front(best)
-        waiting, node = next_bucket(tree, walk, start_walk(walk, queries, number), group, front, highest)
-        while node >= 0:
+        waiting = start_walk(walk, queries, number)
+        while True:
+            waiting, node = next_bucket(tree, walk, waiting, group, front, highest)
+            if node < 0:
+                break
             most, active = scan_node(tree, node, group, best, squared, measure)
             scans += active
             if full_best(best, most):
                 front = settle_keys(measure, best, lanes)
-            waiting, node = next_bucket(tree, walk, waiting, group, front, highest)
         settle(best, lanes)
         write_rows(best, lanes, group.rows, neighbors, distances)
     return scans
@@ -179,16 +181,30 @@ def settle_keys(measure, best, lanes):
 
 
 @inner
-def make_group(tree):
-    """Return an empty group for the tree's dimension and type."""
+def make_groups(parts, tree):
+    """Return empty groups one behind the other for the tree's dimension and type, for `part_group`; of one, the group."""
     dtype = tree.coords.dtype
     return _Group(
-        np.empty(tree.d * LANES, dtype),
-        np.empty(LANES, np.int32),
-        np.empty(LANES, np.int32),
-        np.empty(LANES, np.int32),
-        np.empty(tree.d, dtype),
-        np.empty(tree.d, dtype),
+        np.empty(parts * tree.d * LANES, dtype),
+        np.empty(parts * LANES, np.int32),
+        np.empty(parts * LANES, np.int32),
+        np.empty(parts * LANES, np.int32),
+        np.empty(parts * tree.d, dtype),
+        np.empty(parts * tree.d, dtype),
+    )
+
+
+@inner
+def part_group(groups, part, d):
+    """Return one of several groups in d dimensions, which shares their arrays."""
+    first, last, corner, end = part * LANES, (part + 1) * LANES, part * d, (part + 1) * d
+    return _Group(
+        groups.coords[first * d : last * d],
+        groups.rows[first:last],
+        groups.limit[first:last],
+        groups.itself[first:last],
+        groups.low[corner:end],
+        groups.high[corner:end],
     )
 
 
@@ -249,12 +265,12 @@ def next_bucket(tree, walk, waiting, group, front, highest):
         if tree.skip[node] == node + 1:
             return waiting, node
         floor = waiting
-        left, right = node + 1, np.int64(tree.skip[node + 1])
-        # Of two equally near children the left one comes first: among equal points it has the lower indices.
-        if tree.lowest[right] < highest:
-            waiting = push_node(tree, walk, floor, waiting, right, group, front)
-        if tree.lowest[left] < highest:
-            waiting = push_node(tree, walk, floor, waiting, left, group, front)
+        # Of two equally near children the left one comes first: among equal points it has the lower indices. One call for
+        # both: it is compiled into this place, at its full length.
+        for side in range(2):
+            child = np.int64(tree.skip[node + 1]) if side == 0 else node + 1
+            if tree.lowest[child] < highest:
+                waiting = push_node(tree, walk, floor, waiting, child, group, front)
     return waiting, np.int64(-1)
 
 
@@ -364,7 +380,7 @@ def count_rows(tree, queries, reach, first, last, offsets):
     reach: a `measure.Reach`. A row's own point is always within reach, and is not counted. Returns the sum.
     """
     total, measure = 0, queries.measure
-    group, walk, squared = make_group(tree), make_walk(tree), np.empty(LANES, tree.coords.dtype)
+    group, walk, squared = make_groups(1, tree), make_walk(tree), np.empty(LANES, tree.coords.dtype)
     counts = np.empty(LANES, np.int64)
     bounds = np.empty(LANES, tree.coords.dtype)
     front = Front(reach.outside, reach.outside, NO_ID)
@@ -374,14 +390,16 @@ def count_rows(tree, queries, reach, first, last, offsets):
             bounds[lane] = reach.outside if lane < lanes else -1
         for lane in range(LANES):
             counts[lane] = -1 if group.itself[lane] >= 0 else 0
-        waiting, node = next_bucket(tree, walk, start_walk(walk, queries, number), group, front, highest)
-        while node >= 0:
+        waiting = start_walk(walk, queries, number)
+        while True:
+            waiting, node = next_bucket(tree, walk, waiting, group, front, highest)
+            if node < 0:
+                break
             active = reach_leaf(tree, node, group, bounds)
             while active != 0:
                 lane = lowest_bit(active)
                 active = drop_lowest_bit(active)
                 counts[lane] += count_bits(find_within_reach(tree, node, lane, group, measure, reach, squared))
-            waiting, node = next_bucket(tree, walk, waiting, group, front, highest)
         for lane in range(lanes):
             offsets[group.rows[lane] + 1] = counts[lane]
             total += counts[lane]
@@ -395,7 +413,7 @@ def list_rows(tree, queries, reach, first, last, offsets, neighbors, distances):
     The rows of a group are collected side by side and sorted together; long ones, which would take much memory so, in place.
     """
     measure = queries.measure
-    group, walk, squared = make_group(tree), make_walk(tree), np.empty(LANES, tree.coords.dtype)
+    group, walk, squared = make_groups(1, tree), make_walk(tree), np.empty(LANES, tree.coords.dtype)
     beside = _Beside(np.empty(_LONG * LANES, np.int32), np.empty(_LONG * LANES, distances.dtype))
     ends = np.empty(LANES, np.int64)
     bounds = np.empty(LANES, tree.coords.dtype)
@@ -410,8 +428,11 @@ def list_rows(tree, queries, reach, first, last, offsets, neighbors, distances):
         for lane in range(lanes):
             ends[lane] = lane if together else offsets[group.rows[lane]]
         ids, found = (beside.ids, beside.distances) if together else (neighbors, distances)
-        waiting, node = next_bucket(tree, walk, start_walk(walk, queries, number), group, front, highest)
-        while node >= 0:
+        waiting = start_walk(walk, queries, number)
+        while True:
+            waiting, node = next_bucket(tree, walk, waiting, group, front, highest)
+            if node < 0:
+                break
             active = reach_leaf(tree, node, group, bounds)
             while active != 0:
                 lane = lowest_bit(active)
@@ -419,7 +440,6 @@ def list_rows(tree, queries, reach, first, last, offsets, neighbors, distances):
                 ends[lane] = list_bucket(
                     tree, node, lane, group, measure, reach, squared, (ids, found, ends[lane], step)
                 )
-            waiting, node = next_bucket(tree, walk, waiting, group, front, highest)
         if together:
             write_sorted(beside, longest, lanes, group.rows, offsets, neighbors, distances)
         else:

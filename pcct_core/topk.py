@@ -44,23 +44,34 @@ class Best(NamedTuple):
 
 @inner
 def make_best(k, dtype_of):
-    """Return a Best for k neighbors, distances and bounds in the type of the array `dtype_of`; see `make_best_beside`."""
-    return make_best_beside(k, dtype_of, dtype_of)
+    """Return a Best for k neighbors, distances and bounds in the type of the array `dtype_of`; see `make_bests`."""
+    return make_bests(1, k, dtype_of, dtype_of)
 
 
 @inner
-def make_best_beside(k, dtype_of, bounds_of):
-    """Return a Best whose distances have the type of one array and whose bounds that of another, the coordinates'.
+def make_bests(parts, k, dtype_of, bounds_of):
+    """Return the Bests of several groups one behind the other, for `part_best`; of one group, its Best.
 
-    `clear_best` fills it in.
+    Distances have the type of one array and bounds that of another, the coordinates'. `clear_best` fills a Best in.
     """
     size = 16
     while size < k:
         size *= 2
     room = max(2 * LANES, 2 * size)
-    distances, bounds = np.empty((size + room) * LANES, dtype_of.dtype), np.empty(LANES, bounds_of.dtype)
-    ids, counts = np.empty((size + room) * LANES, np.int32), np.empty(LANES, np.int64)
-    return Best(distances, ids, counts, bounds, np.empty(1, np.int64), k, size, room)
+    places = parts * (size + room) * LANES
+    distances, bounds = np.empty(places, dtype_of.dtype), np.empty(parts * LANES, bounds_of.dtype)
+    ids, counts = np.empty(places, np.int32), np.empty(parts * LANES, np.int64)
+    return Best(distances, ids, counts, bounds, np.empty(parts, np.int64), k, size, room)
+
+
+@inner
+def part_best(bests, part):
+    """Return the Best of one of several groups, which shares their arrays."""
+    places = (bests.size + bests.room) * LANES
+    start, stop, first, last = part * places, (part + 1) * places, part * LANES, (part + 1) * LANES
+    distances, ids, settled = bests.distances[start:stop], bests.ids[start:stop], bests.settled[part : part + 1]
+    counts, bounds = bests.counts[first:last], bests.bounds[first:last]
+    return Best(distances, ids, counts, bounds, settled, bests.k, bests.size, bests.room)
 
 
 @inner
