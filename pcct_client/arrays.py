@@ -56,13 +56,13 @@ def npy_body(X: Any, columns: Sequence[str] | None = None) -> NpyBody:
     array = as_array(X, columns)
     if array.dtype.kind != "f" or array.dtype.itemsize < 4:
         array = array.astype(np.float64)
+    if array.size == 0:
+        raise InvalidArray(f"points have shape {array.shape}; at least one row and one column are needed")
     if array.ndim != 2:
         given = "X" if isinstance(X, np.ndarray) else "np.asarray(X)"
         fixes = {0: "reshape(1, 1) for one point in one dimension", 1: "reshape(-1, 1) for one dimension"}
         fix = fixes.get(array.ndim, f"reshape({(*array.shape, 1)[0]}, -1) where every X[i] is a point")
         raise InvalidArray(f"points have shape {array.shape}; expected (n, d); use {given}.{fix}")
-    if array.size == 0:
-        raise InvalidArray(f"points have shape {array.shape}; at least one row and one column are needed")
     points = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(points))

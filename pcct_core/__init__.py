@@ -3,6 +3,7 @@
 Arrays come in, graphs go out. The map, each module using only those before it:
 
 errors        every named error
+geometries    what to do about points of shapely and geopandas
 arrays        real numbers from what callers give, and what to do about what holds none
 files         files that appear whole; the folder where compiled code is kept
 columns       a value for every point beside its coordinates: an order of the caller's own, or its group

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from decimal import Context, Decimal
+from fractions import Fraction
 from numbers import Integral, Real
 from os import PathLike, fspath
 from typing import Any
@@ -16,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pcct_core.errors import InvalidPoints
+from pcct_core.geometries import find_geometries, geometry_fault
 
 EXACT_WHOLE = 2**53  # float64 holds every whole number up to it
 
@@ -159,10 +162,14 @@ def _as_objects(X: Any) -> NDArray[Any]:
 
 def _check_kind(X: Any, subject: str, name: str) -> None:
     """Raise InvalidPoints for what NumPy would take as one object, or as its text."""
-    if isinstance(X, str | bytes | PathLike):
+    if isinstance(X, bytes | bytearray):
+        raise InvalidPoints(_bytes_fix(X, subject, name))
+    if isinstance(X, str | PathLike):
         raise InvalidPoints(_path_fix(fspath(X), subject))
     if X is None:
         raise InvalidPoints(f"{subject} are None; give an array of shape (n, d)")
+    if isinstance(X, Mapping) and not X:
+        raise InvalidPoints(f"{subject} are an empty dictionary; give an array of shape (n, d)")
     if isinstance(X, Mapping):
         raise InvalidPoints(
             f"{subject} are a dictionary; use np.column_stack(list({name}.values())) if its values are columns, "
@@ -172,8 +179,33 @@ def _check_kind(X: Any, subject: str, name: str) -> None:
         raise InvalidPoints(f"{subject} are a sparse matrix ({type(X).__name__}); use {name}.toarray()")
     if hasattr(X, "collect"):
         raise InvalidPoints(f"{subject} are a {type(X).__name__}, which holds no values yet; use {name}.collect()")
+    _refuse_wide(X, subject, name)
     if isinstance(X, Iterable) and not isinstance(X, Sequence) and not _reads_as_array(X):
         raise InvalidPoints(f"{subject} are a {type(X).__name__}, which is no array; use np.array(list({name}))")
+
+
+def _refuse_wide(X: Any, subject: str, name: str) -> None:
+    """Raise InvalidPoints for integers of 128 bits, of which polars makes no array: asking it for one ends in a panic."""
+    names = list(X.columns) if _is_frame(X) and hasattr(X, "schema") else [None]
+    for column in names:
+        dtype = str(X.schema[column] if column is not None else getattr(X, "dtype", ""))
+        if dtype in ("Int128", "UInt128"):
+            to_int, to_float = (f"{{{column!r}: {kind}}}" if column is not None else kind for kind in ("int", "float"))
+            said = f"{subject} have type {dtype}" if column is None else f"column {column!r} has type {dtype}"
+            raise InvalidPoints(
+                f"{said}, of which polars makes no array; use {name}.cast({to_int}), or {name}.cast({to_float}) for numbers "
+                "of 2^63 and more"
+            )
+
+
+def _bytes_fix(X: bytes | bytearray, subject: str, name: str) -> str:
+    if X.endswith((b".npy", b".csv", b".txt", b".tsv")):
+        path = bytes(X).decode(errors="replace")
+        return _path_fix(path, subject)
+    if X.startswith(b"\x93NUMPY"):
+        return f"{subject} are the bytes of an .npy file, not an array; use np.load(io.BytesIO({name})), with import io"
+    code = f"np.frombuffer({name}, dtype='float64').reshape(-1, d)"
+    return f"{subject} are bytes, not an array; use {code}, with the type and the number of columns that they have"
 
 
 def _reads_as_array(X: Any) -> bool:
@@ -181,8 +213,7 @@ def _reads_as_array(X: Any) -> bool:
     return any(hasattr(X, way) for way in ways) or isinstance(X, memoryview | bytearray)
 
 
-def _path_fix(path: str | bytes, subject: str) -> str:
-    path = path.decode(errors="replace") if isinstance(path, bytes) else path
+def _path_fix(path: str, subject: str) -> str:
     shown = repr(path if len(path) <= 2 * _FIRST else f"{path[: 2 * _FIRST]}…")
     ending = path.rpartition(".")[2].lower()
     fix = "read the file, and give its numbers as an array of shape (n, d)"
@@ -264,7 +295,11 @@ def numbers_fix(dtype: np.dtype[Any], rank: int = 2, name: str = "X") -> str:
 def _text_or_objects(X: Any, array: NDArray[Any], subject: str, name: str) -> InvalidPoints:
     """Return the error for objects and text, by the first of them that is no real number."""
     said = f"{subject} have type {array.dtype}"
-    places = (place for place, value in np.ndenumerate(array) if not isinstance(value, Real))
+    geometries = find_geometries(X, array)
+    if geometries is not None:
+        row, fault = geometry_fault(X, geometries, name)
+        return InvalidPoints(f"{said}: row {row} {fault}", row)
+    places = (place for place, value in np.ndenumerate(array) if not _is_number(value))
     place = next(places, None)
     value = None if place is None else array[place]
     if place is not None and type(value).__name__ in _MISSING:
@@ -274,24 +309,74 @@ def _text_or_objects(X: Any, array: NDArray[Any], subject: str, name: str) -> In
     except (ValueError, TypeError, OverflowError):
         pass
     else:
-        rounded = next((at for at, number in np.ndenumerate(array) if _is_rounded(number)), None)
-        if rounded is not None and place is None:
-            return _too_long(X, array, rounded, subject, name)
+        refused = _number_fault(X, array, subject, name) if place is None else None
+        if refused is not None:
+            return refused
         return InvalidPoints(f"{said}; np.asarray({name}, dtype='float64') makes numbers of them")
     if place is None:
         return InvalidPoints(f"{said} with numbers that float64 cannot hold; divide them by a larger unit")
     return InvalidPoints(f"{said}: {_object_fix(X, value, place, subject, name)}", _row(place))
 
 
-def _is_rounded(number: Any) -> bool:
-    return isinstance(number, Integral) and int(float(number)) != int(number)
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real | Decimal) and not (isinstance(value, Decimal) and value.is_snan())
+
+
+def _number_fault(X: Any, array: NDArray[Any], subject: str, name: str) -> InvalidPoints | None:
+    """Return the error for the first object that float64 does not hold, or does not tell from another of its column."""
+    seen: dict[tuple[int, float], Any] = {}
+    for place, number in np.ndenumerate(array):
+        near, where = float(number), _place(place, subject)
+        if near != near:
+            return InvalidPoints(f"{where} is {number}; remove or fill such rows", _row(place))
+        if isinstance(number, Integral):
+            if int(near) != int(number):
+                return _too_long(X, array, place, subject, name)
+            continue
+        if math.isinf(near) or (near == 0 and number != 0):
+            unit = "larger" if near else "smaller"
+            fix = f"which float64 {'cannot hold' if near else 'takes for 0'}; use a {unit} unit"
+            return InvalidPoints(f"{where} is {number}, {fix}", _row(place))
+        if not isinstance(number, Decimal | Fraction):
+            continue
+        other = seen.setdefault((place[-1] if place else 0, near), number)
+        lost = abs(near) >= EXACT_WHOLE and not _is_written_of(number, near)
+        if lost or other != number:
+            what = f"rounds to {int(near)}" if lost else f"does not tell from {other}"
+            said = f"{where} is {number}, which float64 {what}"
+            if _spans(array) <= EXACT_WHOLE:
+                said += f"; subtract an offset, which changes no Euclidean distance: {_offset_fix(X, name)}; or"
+            else:
+                said += ";"
+            return InvalidPoints(f"{said} take it rounded: np.asarray({name}, dtype='float64')", _row(place))
+    return None
+
+
+def _spans(values: NDArray[Any]) -> Fraction:
+    """Return the largest difference of two finite numbers, of any type, within a column."""
+    columns = values.reshape(len(values), -1).T if values.ndim else values.reshape(1, 1)
+    exact = ([_exact(value) for value in column if math.isfinite(value)] for column in columns)
+    return max(max(column, default=Fraction()) - min(column, default=Fraction()) for column in exact)
+
+
+def _is_written_of(number: Decimal | Fraction, near: float) -> bool:
+    """Return whether a number is a float64, or what it is rounded to the digits that the number has."""
+    if isinstance(number, Fraction):
+        return number == Fraction(near)
+    return Context(prec=len(number.as_tuple().digits)).create_decimal(Decimal(near)) == number
+
+
+def _exact(value: Any) -> Fraction:
+    if isinstance(value, Decimal | Fraction):
+        return Fraction(value)
+    return Fraction(int(value) if isinstance(value, Integral) else float(value))
 
 
 def _object_fix(X: Any, value: Any, place: tuple[int, ...], subject: str, name: str) -> str:
     if hasattr(value, "geom_type"):
-        each = f"{name}.geometry" if hasattr(X, "geometry") else name
-        point = "(p.x, p.y)" if value.geom_type == "Point" else "(p.centroid.x, p.centroid.y)"
-        return f"{_place(place, subject)} is a {value.geom_type}; use np.array([{point} for p in {each}])"
+        return f"{_place(place, subject)} is a {value.geom_type}; use shapely.get_coordinates({name})"
+    if isinstance(value, Mapping) and len(place) == 1:
+        return f"{_place(place, subject)} is a dictionary; use np.array([list(row.values()) for row in {name}])"
     if hasattr(value, "isoformat") and len(place) == 1:
         times = f"np.asarray({name}, dtype='datetime64[us]')"
         return f"{_place(place, subject)} is a time; convert them with {times}"

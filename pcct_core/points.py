@@ -35,13 +35,13 @@ def as_points(X: Any, subject: str = "points", name: str = "X") -> Points:
     number that float64 would round, or a value that is not finite; the error names the row.
     """
     array = read_numbers(X, subject, name)
+    if array.size == 0:
+        raise InvalidPoints(f"{subject} have shape {array.shape}; at least one row and one column are needed")
     if array.ndim != 2:
         fixes = {1: ".reshape(-1, 1) for one dimension", 0: ".reshape(1, 1) for one point in one dimension"}
         given = name if isinstance(X, np.ndarray) else f"np.asarray({name})"
         fix = fixes.get(array.ndim, f".reshape({len(array) if array.ndim else 1}, -1) where every {name}[i] is a point")
         raise InvalidPoints(f"{subject} have shape {array.shape}; expected (n, d); use {given}{fix}")
-    if array.shape[0] == 0 or array.shape[1] == 0:
-        raise InvalidPoints(f"{subject} have shape {array.shape}; at least one row and one column are needed")
     if array.shape[0] > MAX_POINTS:
         raise InvalidPoints(f"{array.shape[0]} {subject} are more than the {MAX_POINTS} that int32 indices can name")
     check_exact(X, array, subject, name)

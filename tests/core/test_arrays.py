@@ -1,6 +1,8 @@
 import ast
 import datetime
+import re
 from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -229,3 +231,83 @@ def test_read_numbers_calls_things_by_their_names():
     with pytest.raises(pc.InvalidSpec, match=r"^factors V are a sparse matrix.*use V.toarray\(\)") as caught:
         Residual.from_factors(scipy.sparse.eye_array(3), np.ones(3), Matern52())
     assert caught.value.field == "metric.v"
+
+
+def shapes():
+    """Return geometries that are not one point of two coordinates, as lists and as columns of geopandas."""
+    geopandas, shapely = pytest.importorskip("geopandas"), pytest.importorskip("shapely")
+    here, area = shapely.Point(0, 1), shapely.box(0, 0, 2, 2)
+    odd = {
+        "missing": ([area, here, None], "row 2 is missing", 2),
+        "empty": ([area, shapely.Point(), here], "row 1 is empty", 2),
+        "mixed": ([here, area], "row 1 is a Polygon", 2),
+        "height": ([here, shapely.Point(1, 2, 3), here], "row 1 has a third coordinate, Z", 2),
+        "all with height": ([shapely.Point(1, 2, 3)] * 2, "row 0 has a third coordinate, Z", 3),
+        "points": ([here, here], "row 0 is a Point", 2),
+    }
+    for name, (rows, said, d) in odd.items():
+        frame = geopandas.GeoDataFrame({"v": np.arange(len(rows))}, geometry=rows)
+        for X in (rows, geopandas.GeoSeries(rows), frame):
+            yield name, X, said, d
+
+
+def test_as_points_says_what_to_do_about_geometries_and_that_works():
+    for name, X, said, d in shapes():
+        with pytest.raises(pc.InvalidPoints, match=said) as caught:
+            as_points(X)
+        while True:  # rows are left out before coordinates are taken
+            code = re.search(r"out: (.*)$|(np\.array\(\[.*?\]\))", str(caught.value))
+            X = do(code[1] or code[2], X=X)
+            if isinstance(X, np.ndarray):
+                break
+            with pytest.raises(pc.InvalidPoints) as caught:
+                as_points(X)
+        assert as_points(X).shape[1] == (3 if "height" in name and d == 3 else X.shape[1]), name
+
+
+@pytest.mark.parametrize(
+    ("X", "said"),
+    [
+        ({}, "points are an empty dictionary; give an array"),
+        (b"\x93NUMPY\x01\x00", r"bytes of an \.npy file, not an array; use np\.load\(io\.BytesIO\(X\)\)"),
+        (bytearray(16), r"points are bytes, not an array; use np\.frombuffer\(X, dtype='float64'\)\.reshape\(-1, d\)"),
+        ([], r"points have shape \(0,\); at least one row"),
+        (np.zeros((0, 2, 2)), "at least one row and one column are needed"),
+        ([[Decimal("NaN")], [Decimal(1)]], "row 0, column 0 is NaN; remove or fill such rows"),
+        ([[Decimal(1), Decimal("1e400")]], r"row 0, column 1 is 1E\+400, which float64 cannot hold; use a larger unit"),
+        ([[Decimal("1e-400")]], "which float64 takes for 0; use a smaller unit"),
+        (
+            [[Decimal("9007199254740992.5"), 0.5]],
+            "column 0 is 9007199254740992.5, which float64 rounds to 9007199254740992; sub",
+        ),
+        (
+            [[Decimal("0.1")], [Decimal("1e300")], [Decimal("0.10000000000000000001")]],
+            "row 2.*does not tell from 0.1; take it",
+        ),
+        (
+            [[Fraction(1, 3)], [Fraction(1, 3) + Fraction(1, 10**20)]],
+            "row 1, .*, which float64 does not tell from 1/3; subtract",
+        ),
+    ],
+)
+def test_as_points_names_what_would_be_lost_or_is_no_array(X, said):
+    with pytest.raises(pc.InvalidPoints, match=said):
+        as_points(X)
+
+
+def test_as_points_says_what_to_do_about_dictionaries_and_integers_of_128_bits():
+    polars = pytest.importorskip("polars")
+    wide = [polars.DataFrame({"a": [3, 4], "b": [1, 2]}).cast({"b": kind}) for kind in (polars.Int128, polars.UInt128)]
+    for X, code in (
+        ([{"x": 1, "y": 2}, {"x": 3, "y": 4}], "np.array([list(row.values()) for row in X])"),
+        (wide[0], "X.cast({'b': int})"),
+        (wide[1], "X.cast({'b': float})"),
+    ):
+        with pytest.raises(pc.InvalidPoints) as caught:
+            as_points(X)
+        assert code in str(caught.value)
+        assert as_points(do(code, X=X)).shape == (2, 2)
+    with pytest.raises(
+        pc.InvalidPoints, match=r"points have type Int128, of which polars makes no array; use X\.cast\(int\)"
+    ):
+        as_points(wide[0]["b"])
