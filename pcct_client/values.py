@@ -6,7 +6,7 @@ The words are those of `pcct_core.arrays`, and the code in a message works as it
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from decimal import Decimal
+from decimal import Context, Decimal
 from fractions import Fraction
 from functools import partial
 from numbers import Integral, Real
@@ -87,7 +87,23 @@ def numbers_of(
                 f"{place(row)} is {value}, which float64 does not tell from {exact[out[row]]}; "
                 f"subtract an offset, which changes no Euclidean distance: {offset_fix}"
             )
+        if isinstance(value, Decimal | Fraction) and (lost := _lost(value, out[row], offset_fix)):
+            raise InvalidArray(f"{place(row)} is {value}, which float64 {lost}")
     return out
+
+
+def _lost(value: Decimal | Fraction, near: float, offset_fix: str) -> str:
+    """Return what float64 makes of a number that it does not hold, and what to do; "" where it holds it well enough."""
+    if np.isinf(near) and value != near:
+        return "cannot hold; use a larger unit"
+    if near == 0 and value != 0:
+        return "takes for 0; use a smaller unit"
+    if not EXACT_WHOLE <= abs(near) < np.inf or value == near:
+        return ""
+    # What prints a float64 with fewer digits than it has, rounds it to them: nothing is lost there.
+    if isinstance(value, Decimal) and Context(prec=len(value.as_tuple().digits)).create_decimal(Decimal(near)) == value:
+        return ""
+    return f"rounds to {int(near)}; subtract an offset, which changes no Euclidean distance: {offset_fix}"
 
 
 def _fits_with_offset(objects: NDArray[Any]) -> bool:
@@ -150,10 +166,12 @@ def _check_kind(X: Any) -> None:
     if isinstance(X, str | PathLike):
         path = str(fspath(X))
         raise InvalidArray(f"points are the text {shown(path)}, not an array; {_reading(path)}")
-    if isinstance(X, bytes):
+    if isinstance(X, bytes | bytearray):
         raise InvalidArray("points are bytes, not an array; those of an .npy file are read by np.load(io.BytesIO(X))")
     if X is None:
         raise InvalidArray("points are None; give an array of shape (n, d)")
+    if isinstance(X, Mapping) and not X:
+        raise InvalidArray("points are an empty dictionary; give an array of shape (n, d)")
     if isinstance(X, Mapping):
         raise InvalidArray(
             "points are a dictionary; use np.column_stack(list(X.values())) if its values are columns, "
@@ -163,6 +181,11 @@ def _check_kind(X: Any) -> None:
         raise InvalidArray(f"points are a sparse matrix ({type(X).__name__}); use X.toarray()")
     if hasattr(X, "collect"):
         raise InvalidArray(f"points are a {type(X).__name__}, which holds no values yet; use X.collect()")
+    if str(getattr(X, "dtype", "")) in ("Int128", "UInt128"):
+        raise InvalidArray(
+            f"points have type {X.dtype}, of which polars makes no array; use X.cast(int).to_frame(), or "
+            "X.cast(float).to_frame() for numbers of 2^63 and more"
+        )
     if hasattr(X, "to_pandas") and hasattr(X, "column_names"):
         raise InvalidArray(f"points are a {type(X).__name__} of Arrow; use X.to_pandas()")
     if isinstance(X, Iterable) and not isinstance(X, Sequence) and not _reads_as_array(X):
@@ -258,6 +281,8 @@ def _strange_fix(array: NDArray[Any], at: tuple[int, ...]) -> str:
     value = array[at]
     if type(value).__name__ in _MISSING:
         return f": {_place(at)} is {value}; remove or fill such rows"
+    if isinstance(value, Mapping) and len(at) == 1:
+        return f": {_place(at)} is a dictionary; use np.array([list(row.values()) for row in X])"
     if hasattr(value, "isoformat"):
         return f": {_place(at)} is a time; convert them with np.asarray(X, dtype='datetime64[us]')"
     try:

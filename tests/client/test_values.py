@@ -11,6 +11,7 @@ import pytest
 
 from pcct_client import InvalidArray
 from pcct_client.arrays import npy_body
+from pcct_client.inputs import as_array
 from pcct_client.values import EXACT_WHOLE, rounded_row
 from pcct_core import InvalidPoints
 from pcct_core.points import as_points
@@ -251,3 +252,44 @@ def test_the_library_says_the_same(X):
     with pytest.raises(InvalidPoints) as by_library:
         as_points(X)
     assert str(refused.value) == str(by_library.value)
+
+
+@pytest.mark.parametrize("read", [lambda values: values, lambda values: pandas_frame(values)], ids=["list", "frame"])
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (Decimal("1700000000000000001.5"), "rounds to 1700000000000000000; subtract an offset"),
+        (Fraction(2**54 + 1), "rounds to 18014398509481984; subtract"),
+        (Decimal("-1e400"), "cannot hold; use a larger unit"),
+        (Decimal("1e-400"), "takes for 0; use a smaller unit"),
+    ],
+)
+def test_decimals_that_float64_does_not_hold_are_named(read, value, said):
+    with pytest.raises(InvalidArray, match=f"row 1.* which float64 {said}"):
+        as_array(read([[Decimal(1)], [value]]))
+    assert as_array(pandas_frame([[Decimal("1e300")], [Decimal("0.1")]])).tolist() == [[1e300], [0.1]]
+
+
+def pandas_frame(rows):
+    return pytest.importorskip("pandas").DataFrame({"a": [value for (value,) in rows]})
+
+
+@pytest.mark.parametrize(
+    ("X", "said"),
+    [
+        ({}, "an empty dictionary"),
+        (bytearray(8), "points are bytes, not an array"),
+        ([{"x": 1}, {"x": 2}], r"row 0 is a dictionary; use np\.array\(\[list\(row\.values\(\)\) for row in X\]\)"),
+    ],
+)
+def test_what_is_no_array_is_named(X, said):
+    with pytest.raises(InvalidArray, match=said):
+        as_array(X)
+
+
+def test_a_column_of_128_bits_alone_is_named():
+    polars = pytest.importorskip("polars")
+    X = polars.Series([1, 2]).cast(polars.Int128)
+    with pytest.raises(InvalidArray, match=r"type Int128, .*X\.cast\(int\)\.to_frame\(\)"):
+        as_array(X)
+    assert as_array(X.cast(int).to_frame()).tolist() == [[1], [2]]
