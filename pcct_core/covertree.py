@@ -35,6 +35,7 @@ from pcct_core.spec import (
     Residual,
     align_inducing,
     read_k,
+    read_max_pairs,
     read_metric,
     read_radius,
 )
@@ -208,7 +209,7 @@ class CoverTree:
         Raises InvalidPoints, InvalidSpec, TooManyPairs, Cancelled.
         """
         self._without_process()
-        radius = read_radius(radius)
+        radius, max_pairs = read_radius(radius), read_max_pairs(max_pairs)
         queries = self._read_queries(Q)
         with Crew(threads, progress, cancel) as crew:
             tree = self._as_wide_as(queries, crew)
@@ -227,7 +228,7 @@ class CoverTree:
     ) -> RadiusNeighbors:
         """Return all other points within `radius` of every point of the tree; otherwise as `query_radius`."""
         self._without_process()
-        radius = read_radius(radius)
+        radius, max_pairs = read_radius(radius), read_max_pairs(max_pairs)
         with Crew(threads, progress, cancel) as crew:
             own = self._placed(_stored_points(self._tree))
             placed, _ = join_scales(own, own)

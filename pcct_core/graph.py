@@ -24,7 +24,7 @@ from pcct_core.order import order_points
 from pcct_core.parallel import CancelToken, Crew, Progress
 from pcct_core.place import finish_rows, move_inducing, place_points
 from pcct_core.points import as_points, check_request
-from pcct_core.spec import MAX_PAIRS, Gate, GraphSpec, Residual, align_inducing, read_k
+from pcct_core.spec import MAX_PAIRS, Gate, GraphSpec, Residual, align_inducing, read_k, read_max_pairs
 from pcct_core.telemetry import Telemetry
 from pcct_core.vif import find_residual
 
@@ -178,6 +178,8 @@ def build_graph(
     Raises InvalidPoints or InvalidSpec for input that cannot be used, TooManyPairs, NotPositiveDefinite, Cancelled.
     """
     spec = spec if isinstance(spec, GraphSpec) else GraphSpec.from_mapping(spec)
+    max_pairs = read_max_pairs(max_pairs)
+    _check_beside(lookup, secret)
     points = as_points(X)
     metric = align_inducing(spec.metric, column_names(X))
     spec = spec if metric is spec.metric else replace(spec, metric=metric)
@@ -213,6 +215,17 @@ def build_graph(
         with telemetry.phase("finish"):
             distances = finish_rows(placed, placed, neighbors, keys, crew, order)
     return Graph(neighbors, distances, order, spec, Certificate(method, str(placed.key_type)), telemetry)
+
+
+def _check_beside(lookup: object, secret: object) -> None:
+    """Raise InvalidInput for what is no lookup, or no secret."""
+    if lookup is not None and not isinstance(lookup, GateLookup):
+        raise InvalidInput(
+            f"lookup is of type {type(lookup).__name__}; give that of an earlier graph, graph.lookup, or none"
+        )
+    if secret is not None and not isinstance(secret, bytes | bytearray | memoryview):
+        fix = ", such as secret.encode()" if isinstance(secret, str) else ""
+        raise InvalidInput(f"secret is of type {type(secret).__name__}; give bytes{fix}, or none")
 
 
 def _grouped(codes: NDArray[np.int64], telemetry: Telemetry) -> Groups:

@@ -34,6 +34,7 @@ MAX_SEED = 2**63 - 1
 MAX_COUNT = 2**31 - 1
 _SHA256 = re.compile("[0-9a-f]{64}")
 _LONGEST_SHOWN = 60
+_LONGEST_BITS = 128
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,8 @@ class Inducing:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "count", _whole(self.count, 1, MAX_COUNT, "metric.inducing.count"))
-        _check_choice(self.method, INDUCING_METHODS, "inducing method", "metric.inducing.method")
+        method = _choice(self.method, INDUCING_METHODS, "inducing method", "metric.inducing.method")
+        object.__setattr__(self, "method", method)
         object.__setattr__(self, "seed", _whole(self.seed, 0, MAX_SEED, "metric.inducing.seed"))
 
     def to_json(self) -> dict[str, Any]:
@@ -268,7 +270,7 @@ class GraphSpec:
     groups: Stored | None = None
 
     def __post_init__(self) -> None:
-        _check_choice(self.kind, KINDS, "kind", "kind")
+        object.__setattr__(self, "kind", _choice(self.kind, KINDS, "kind", "kind"))
         object.__setattr__(self, "metric", read_metric(self.metric))
         if self.kind == "radius":
             self._check_radius()
@@ -278,7 +280,7 @@ class GraphSpec:
             object.__setattr__(self, "k", _whole(self.k, 1, MAX_COUNT, "k"))
         object.__setattr__(self, "order", _read_order(self.order))
         object.__setattr__(self, "seed", _whole(self.seed, 0, MAX_SEED, "seed"))
-        _check_choice(self.gate, GATES, "gate", "gate")
+        object.__setattr__(self, "gate", _choice(self.gate, GATES, "gate", "gate"))
         if self.gate != "auto" and not isinstance(self.metric, Residual):
             raise InvalidSpec("only the residual metric has a gate; leave it out", "gate")
         object.__setattr__(self, "accuracy", self._accuracy())
@@ -297,7 +299,7 @@ class GraphSpec:
         object.__setattr__(self, "radius", read_radius(self.radius))
 
     def _accuracy(self) -> Accuracy | Literal["exact"]:
-        wanted: Any = self.accuracy
+        wanted: Any = _plain(self.accuracy)
         if isinstance(wanted, str) and wanted == "exact":
             return "exact"
         if isinstance(wanted, Mapping):
@@ -315,7 +317,7 @@ class GraphSpec:
             return wanted
         if isinstance(wanted, Mapping):
             return Accuracy(**wanted)
-        if isinstance(wanted, str) or _real(wanted) is None or isinstance(_plain(wanted), int):
+        if isinstance(wanted, str) or _real(wanted) is None or isinstance(wanted, int):
             raise InvalidSpec(f"accuracy is {_shown(wanted)}; use 'exact', or a recall such as 0.999", "accuracy")
         return Accuracy(recall=wanted)
 
@@ -351,7 +353,7 @@ class GraphSpec:
             raise InvalidSpec("the specification must be a JSON object such as {'kind': 'knn', 'k': 30}", "spec")
         known = {"kind", "k", "radius", "metric", "order", "seed", "accuracy", "gate", "groups"}
         _refuse_unknown(data, known, "")
-        if isinstance(data.get("kind"), str) and data["kind"] == "radius" and "k" in data:
+        if isinstance(_plain(data.get("kind")), str) and _plain(data["kind"]) == "radius" and "k" in data:
             raise InvalidSpec("a radius graph lists all points within its radius; leave out k", "k")
         if "accuracy" in data and data["accuracy"] is None:
             raise InvalidSpec("accuracy is null; leave it out, or use 'exact' or a recall such as 0.999", "accuracy")
@@ -486,7 +488,7 @@ def read_metric(value: object) -> Metric:
 
 
 def _metric_of_type(data: Mapping[Any, Any]) -> Metric:
-    kind = data["type"]
+    kind = _plain(data["type"])
     if kind == "euclidean":
         _refuse_unknown(data, {"type", "lengthscale"}, "metric.")
         return Euclidean(data.get("lengthscale"))
@@ -529,6 +531,7 @@ def read_kernel(value: object) -> Kernel:
 
 
 def _kernel_named(name: object, fields: Mapping[str, Any]) -> Kernel:
+    name = _plain(name)
     if isinstance(name, str) and name in KERNELS:
         return KERNELS[name](**fields)
     meant = {other: f"use {kernel!r}" for other, kernel in _OTHER_KERNELS.items()}
@@ -567,7 +570,7 @@ def _residual_from_json(data: Mapping[Any, Any]) -> Residual:
     known = {"type", "kernel", "variance", "lengthscale", "inducing", "jitter", "floor", "v", "p"}
     _refuse_unknown(data, known, "metric.")
     beside = {name: data[name] for name in ("lengthscale", "variance") if name in data}
-    kernel = data.get("kernel")
+    kernel = _plain(data.get("kernel"))
     if isinstance(kernel, str) or kernel is None:
         kernel = _kernel_named(kernel, beside)
     elif beside:
@@ -594,7 +597,7 @@ def _read_inducing(value: Any) -> Inducing | Stored:
             return Stored(value["dataset"])
         _refuse_unknown(value, {"count", "method", "seed"}, "metric.inducing.")
         return Inducing(**value)
-    if isinstance(_plain(value), int) and not isinstance(_plain(value), bool):
+    if _real(value) is not None:
         return Inducing(value)
     if getattr(value, "shape", ()) != () or isinstance(value, list | tuple):
         return stored_array(value, "metric.inducing")
@@ -613,8 +616,7 @@ def _stored_column(id: object, name: str) -> Stored:
 def _read_order(value: Any) -> Order | Stored:
     """Return an order: its name, {"by": name}, a stored one, or an array of the row of each rank."""
     if isinstance(value, Mapping):
-        by = value.get("by")
-        _check_choice(by, ORDERS, "order.by", "order.by")
+        by = _choice(value.get("by"), ORDERS, "order.by", "order.by")
         given = by == "given" and "dataset" in value
         _refuse_unknown(value, {"by", "dataset"} if by == "given" else {"by"}, "order.")
         value = _stored_column(value["dataset"], "order") if given else by
@@ -623,8 +625,7 @@ def _read_order(value: Any) -> Order | Stored:
     value = _plain(value)
     if hasattr(value, "shape") or isinstance(value, list | tuple | range):
         return store_order(value)
-    _check_choice(value, ORDERS, "order", "order", ", or an array with the row of each rank")
-    name: Order = value
+    name: Order = _choice(value, ORDERS, "order", "order", ", or an array with the row of each rank")
     return name
 
 
@@ -727,14 +728,19 @@ _ARRAY_NAMES = {
 }
 
 
-def _check_choice(value: object, choices: Sequence[str], name: str, field: str, more: str = "") -> None:
-    if not isinstance(value, str) or value not in choices:
+def _choice(value: object, choices: Sequence[str], name: str, field: str, more: str = "") -> Any:
+    """Return one of the choices, which may come as an array of no dimensions; raises InvalidSpec for anything else."""
+    plain = _plain(value)
+    if not isinstance(plain, str) or plain not in choices:
         raise InvalidSpec(f"{name} is {_shown(value)}; use one of {', '.join(choices)}{more}", field)
+    return str(plain)
 
 
 def _shown(value: object) -> str:
     """Return a value as messages show it: what it stands for where it is a NumPy scalar, and not all of a long one."""
     plain = _plain(value)
+    if isinstance(plain, int) and plain.bit_length() > _LONGEST_BITS:  # Python refuses to write very long ones
+        return f"a whole number of {plain.bit_length()} bits"
     text = repr(plain if isinstance(plain, bool | int | float | str | None) else value)
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}…"
 
@@ -756,27 +762,37 @@ def _real(value: Any) -> float | None:
 
 
 def _whole(value: Any, least: int, most: int, name: str) -> int:
-    """Return a whole number of any type, NumPy's too, as an int; bools and anything out of range are refused."""
+    """Return a whole number of any type, NumPy's too, as an int; bools, floats and anything out of range are refused."""
     plain = _plain(value)
     try:
         number = None if isinstance(plain, bool) else operator.index(plain)
     except TypeError:
         number = None
     if number is None or not least <= number <= most:
-        upper = (
-            "at least 1"
-            if most == MAX_COUNT
-            else "from 0 to 2^63 - 1"
-            if most == MAX_SEED
-            else f"with {least} ≤ {name} ≤ {most}"
-        )
-        raise InvalidSpec(f"{name} is {_shown(value)}; use a whole number {upper}", name)
+        raise InvalidSpec(f"{name} is {_shown(value)}; {_whole_fix(plain, least, most, name)}", name)
     return number
+
+
+def _whole_fix(plain: object, least: int, most: int, name: str) -> str:
+    """Return what to give in place of a value that is no whole number from `least` to `most`."""
+    if isinstance(plain, float) and plain.is_integer() and least <= plain <= most:
+        return f"use the whole number {int(plain)}, which is no float"
+    if most == MAX_SEED:
+        return f"use a whole number from {least} to 2^63 - 1"
+    if most != MAX_COUNT:
+        return f"use a whole number with {least} ≤ {name} ≤ {most}"
+    above = isinstance(plain, int | float) and plain > most
+    return f"use a whole number of at most {most}" if above else f"use a whole number of at least {least}"
 
 
 def read_k(k: object, most: int) -> int:
     """Return a number of neighbors as an int, from 1 to `most`; raises InvalidSpec for anything else."""
     return _whole(k, 1, most, "k")
+
+
+def read_max_pairs(value: object) -> int:
+    """Return the most pairs that a radius graph may have, as an int of at least 0; raises InvalidSpec for anything else."""
+    return _whole(value, 0, MAX_SEED, "max_pairs")
 
 
 def read_radius(value: object) -> float:

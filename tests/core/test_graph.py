@@ -525,3 +525,20 @@ class TestCancel:
         with pytest.raises(Cancelled):
             build_graph(X, GraphSpec(kind="vecchia", k=20), cancel=SetAfter(0.001), threads=2)
         check_graph(vecchia_graph(X, k=20, order="random", threads=2), X)
+
+
+@pytest.mark.parametrize(
+    ("beside", "said"),
+    [
+        ({"max_pairs": 1e6}, "max_pairs is 1000000.0; use the whole number 1000000"),
+        ({"max_pairs": "many"}, "max_pairs is 'many'; use a whole number from 0"),
+        ({"max_pairs": -1}, "max_pairs is -1; use a whole number from 0"),
+        ({"threads": 2.0}, "threads is 2.0; use a whole number"),
+        ({"secret": "open sesame"}, r"secret is of type str; give bytes, such as secret.encode\(\), or none"),
+        ({"secret": 5}, "secret is of type int; give bytes, or none"),
+        ({"lookup": "auto"}, "lookup is of type str; give that of an earlier graph, graph.lookup, or none"),
+    ],
+)
+def test_what_stands_beside_a_specification_is_refused_by_name(beside, said):
+    with pytest.raises(InvalidInput, match=said):
+        build_graph(np.ones((5, 2)), GraphSpec("radius", radius=1.0), **beside)

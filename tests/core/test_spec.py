@@ -1,6 +1,7 @@
 import contextlib
 import json
 import math
+import re
 from dataclasses import FrozenInstanceError
 
 import numpy as np
@@ -22,6 +23,8 @@ from pcct_core.spec import (
     Matern32,
     Matern52,
     Residual,
+    read_k,
+    read_max_pairs,
     read_metric,
 )
 
@@ -340,7 +343,7 @@ def test_what_is_no_number_is_refused_with_its_field(value):
 
 
 @pytest.mark.parametrize(
-    "value", [np.array(["maximin"]), np.array("knn"), [], None, 3, {"by": "nearest"}, {"by": []}, len]
+    "value", [np.array(["maximin"]), np.array("near"), [], None, 3, {"by": "nearest"}, {"by": []}, len]
 )
 def test_choices_are_refused_whatever_they_are(value):
     for fields, field in (({"kind": value}, "kind"), ({"gate": value}, "gate"), ({"order": value}, "order")):
@@ -374,3 +377,47 @@ def test_specifications_are_values():
     assert hash(GraphSpec(metric=Euclidean([1, 2]))) == hash(GraphSpec(metric=Euclidean((1.0, 2.0))))
     with pytest.raises(FrozenInstanceError):
         GraphSpec().k = 3
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: GraphSpec(k=10**20), "k is 100000000000000000000; use a whole number of at most 2147483647"),
+        (lambda: GraphSpec(k=10**9000), "k is a whole number of 29898 bits; use a whole number of at most 2147483647"),
+        (lambda: GraphSpec(k=-3), "k is -3; use a whole number of at least 1"),
+        (lambda: GraphSpec(k=3.0), "k is 3.0; use the whole number 3, which is no float"),
+        (lambda: GraphSpec(k=np.float32(3)), "k is 3.0; use the whole number 3, which is no float"),
+        (lambda: GraphSpec(k=1e20), "k is 1e+20; use a whole number of at most 2147483647"),
+        (lambda: GraphSpec(seed=np.float64(7)), "seed is 7.0; use the whole number 7, which is no float"),
+        (lambda: GraphSpec(seed=2**63), "seed is 9223372036854775808; use a whole number from 0 to 2^63 - 1"),
+        (lambda: Residual("rbf", 5.0), "metric.inducing.count is 5.0; use the whole number 5, which is no float"),
+        (lambda: Residual("rbf", np.float64(5.5)), "metric.inducing.count is 5.5; use a whole number of at least 1"),
+        (lambda: Inducing(3.0), "metric.inducing.count is 3.0; use the whole number 3, which is no float"),
+        (lambda: read_k(4.0, 9), "k is 4.0; use the whole number 4, which is no float"),
+        (lambda: read_k(40.0, 9), "k is 40.0; use a whole number with 1 ≤ k ≤ 9"),
+        (lambda: read_max_pairs(1e6), "max_pairs is 1000000.0; use the whole number 1000000, which is no float"),
+    ],
+)
+def test_what_is_no_whole_number_is_refused_with_one_that_is(make, said):
+    with pytest.raises(InvalidSpec, match=f"^{re.escape(said)}$"):
+        make()
+
+
+@pytest.mark.parametrize("scalar", [np.array, np.str_])
+def test_names_come_as_arrays_of_no_dimensions_too(scalar):
+    residual = Residual(scalar("rbf"), {"count": np.array(9), "method": scalar("random")})
+    assert residual == Residual("rbf", {"count": 9, "method": "random"})
+    spec = GraphSpec(scalar("vecchia"), 3, residual, scalar("hilbert"), accuracy=scalar("exact"), gate=scalar("off"))
+    plain = GraphSpec("vecchia", 3, residual, "hilbert", accuracy="exact", gate="off")
+    assert spec == plain
+    assert spec.canonical() == plain.canonical()
+    assert GraphSpec(
+        metric=residual, accuracy=scalar(0.9) if scalar is np.array else np.float64(0.9)
+    ).accuracy == Accuracy(0.9)
+    assert (
+        GraphSpec(metric={"type": scalar("cosine")}) == GraphSpec(metric=scalar("cosine")) == GraphSpec(metric="cosine")
+    )
+    assert GraphSpec.from_mapping({"kind": scalar("vecchia"), "order": {"by": scalar("random")}}).order == "random"
+    assert GraphSpec(accuracy=scalar("exact")) == GraphSpec()
+    json = {"type": "residual", "kernel": scalar("rbf"), "lengthscale": np.array(2)}
+    assert read_metric(json) == Residual(RBF(2.0))

@@ -191,7 +191,7 @@ def test_graph_has_a_default_kernel_and_takes_its_variance(pcct: Callable[..., O
         ((*RESIDUAL, "--lengthscale", "0"), "lengthscale 0.0 is not positive"),
         ((*RESIDUAL, "--lengthscale", "0.3,0.3,0.3"), "lengthscale has 3 values for 2 dimensions"),
         ((*RESIDUAL, "--variance", "-1"), "variance -1.0 is not positive"),
-        ((*RESIDUAL, "--inducing", "0"), "use a whole number at least 1"),
+        ((*RESIDUAL, "--inducing", "0"), "use a whole number of at least 1"),
         ((*RESIDUAL, "--inducing", "61"), "61 inducing points are more than the 60 points"),
         ((*RESIDUAL, "--inducing", "few"), "--inducing"),
         ((*RESIDUAL, "--accuracy", "2"), "use a number above 0 and below 1"),
