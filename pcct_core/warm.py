@@ -99,14 +99,17 @@ def _warm_trees(dtype: type) -> None:
 
 def _warm_radius(dtype: type) -> None:
     points = _points(dtype, _LOW_DIMENSION)
-    build_graph(points, GraphSpec(kind="radius", radius=0.1))
+    for metric in (Euclidean(), Cosine()):
+        build_graph(points, GraphSpec(kind="radius", radius=0.1, metric=metric))
     CoverTree.fit(points, Euclidean()).query_radius(points[:40], 0.1)
 
 
 def _warm_dense(dtype: type) -> None:
     # Boxes do not separate these: the search is the scan of all pairs.
-    graph = build_graph(_points(dtype, _HIGH_DIMENSION, 4000), GraphSpec(kind="knn", k=4))
-    assert graph.certificate.method == "dense"  # noqa: S101  (a test holds it)
+    points = _points(dtype, _HIGH_DIMENSION, 4000)
+    for metric in (Euclidean(), Cosine()):
+        graph = build_graph(points, GraphSpec(kind="knn", k=4, metric=metric))
+        assert graph.certificate.method == "dense"  # noqa: S101  (a test holds it)
 
 
 def _warm_residual() -> None:
@@ -118,7 +121,7 @@ def _warm_residual() -> None:
     for kind in ("vecchia", "knn"):
         # So few points are audited at a low recall alone: all pairs cost less where more must be drawn.
         gated = GraphSpec(kind=kind, k=4, metric=residual, order="given", accuracy=0.9, gate="lookup")
-        build_graph(points, gated, lookup=lookup)
+        build_graph(points, gated, previous=build_graph(points, gated, lookup=lookup))
     CoverTree.fit(points[:300], residual).query(points[:40], 4)
 
 
