@@ -109,11 +109,15 @@ def make_factors(
     lower = None
     if inducing is None:
         assert metric.factors is not None  # noqa: S101  (choose_inducing returns None for no other)
-        V, given = _given_factors(metric.factors, len(rows), metric.kernel.variance)
+        V, given, root = _given_factors(metric.factors, len(rows), metric.kernel.variance)
         m, width = V.shape[1], _padded(V.shape[1], COLUMNS)
         p = given[rows]
         explained = np.zeros((tree.n, width))
-        crew.run("factors", tree.n, lambda a, b: explained[a:b, :m].__setitem__(..., V[rows[ids[a:b]]]), grain=_ROWS)
+
+        def lay_out(start: int, stop: int) -> None:
+            np.divide(V[rows[ids[start:stop]]], root, out=explained[start:stop, :m])
+
+        crew.run("factors", tree.n, lay_out, grain=_ROWS)
     else:
         m, width = len(inducing), _padded(len(inducing), COLUMNS)
         lower = _factor_of(inducing, code, metric.jitter)
@@ -221,8 +225,8 @@ def _inducing_points(points: NDArray[np.float64], metric: Residual, crew: Crew) 
 
 def _given_factors(
     factors: tuple[Stored, Stored], n: int, variance: float
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return given V and p in units of the variance."""
+) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
+    """Return given V, p in units of the variance, and the root of the variance, which V is still to be divided by."""
     V, p = _array_of(factors[0], "metric.v"), _array_of(factors[1], "metric.p").reshape(-1)
     if V.ndim != 2 or V.shape[0] != n or V.shape[1] == 0:
         raise InvalidSpec(f"V has shape {V.shape}; expected ({n}, m), a row for every point", "metric.v")
@@ -231,16 +235,15 @@ def _given_factors(
     if not (p > 0.0).all():
         row = int(np.argmin(p > 0.0))
         raise InvalidSpec(f"p is {p[row]} at row {row}; residual variances must be positive", "metric.p")
-    if variance == 1.0:
-        return V, p
+    root = math.sqrt(variance)
     with np.errstate(over="ignore"):
-        V, p = V / math.sqrt(variance), p / variance
-    if not (np.isfinite(V).all() and np.isfinite(p).all()):
+        p, largest = p / variance, max(V.max(), -V.min()) / root
+    if not (np.isfinite(largest) and np.isfinite(p).all()):
         raise InvalidSpec(
             f"V and p are of another magnitude than the variance, {variance:g}; give the one that they were computed with",
             "metric.variance",
         )
-    return V, p
+    return V, p, root
 
 
 def _array_of(stored: Stored, name: str) -> NDArray[np.float64]:

@@ -67,7 +67,9 @@ def check_wish(n: int, d: int, spec: GraphSpec, settings: ServiceSettings, refer
             if fault is not None:
                 raise InvalidSpec(fault["detail"], field)
     _check_cost(n, spec.k, settings)
-    _check_memory(build_bytes(n, d, spec.k, _inducing_count(spec.metric, references)), spec.metric, settings)
+    count, given = _inducing_count(spec.metric, references), _has_factors(spec.metric)
+    size = build_bytes(n, d, spec.k, count, given=given, grouped=spec.groups is not None)
+    _check_memory(size, spec.metric, settings)
 
 
 def check_wish_on(
@@ -146,6 +148,10 @@ def _inducing_count(metric: Metric, references: Sequence[Dataset]) -> int:
     if found is None:
         return 0
     return found.n if metric.factors is None else found.d
+
+
+def _has_factors(metric: Metric) -> bool:
+    return isinstance(metric, Residual) and metric.factors is not None
 
 
 def _check_faults(dataset: Dataset, metric: Metric) -> None:

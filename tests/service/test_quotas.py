@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from service.intake import check_wish
 from service.settings import ServiceSettings
 from worker.cost import build_bytes
 from worker.keys import Keys
+from worker.store import Dataset
 
 pytestmark = pytest.mark.anyio
 
@@ -34,6 +36,27 @@ RESIDUAL = {"type": "residual", "kernel": "matern52", "lengthscale": 0.3, "induc
 def test_build_bytes_is_above_what_was_measured_and_below_twice_that(kind, n, d, k, m, measured):
     """measured: growth of the resident set while the graph was built, and the points, on two cores."""
     assert measured <= build_bytes(n, d, k, m) <= 2 * measured
+
+
+@pytest.mark.parametrize(
+    ("n", "d", "k", "m", "given", "grouped", "measured"),
+    [(11_612, 17, 31, 322, True, False, 90e6), (75_872, 9, 1, 0, False, True, 52e6)],
+)
+def test_build_bytes_counts_given_factors_and_the_room_of_groups(n, d, k, m, given, grouped, measured):
+    assert measured <= build_bytes(n, d, k, m, given=given, grouped=grouped) <= 3 * measured
+    assert build_bytes(n, d, k, m, given=given, grouped=grouped) > 1.15 * build_bytes(n, d, k, m)
+
+
+def test_the_door_counts_given_factors_and_groups():
+    named = {"dataset": "a" * 64}
+    factors = {"type": "residual", "kernel": "rbf", "v": "a" * 64, "p": "b" * 64}
+    V = Dataset("a" * 64, 1000, 50, "float64", 400_000)
+    for spec, references in (({"k": 3, "metric": factors}, [V]), ({"k": 3, "groups": named}, [])):
+        size = build_bytes(1000, 2, 3, 50 * bool(references), given=bool(references), grouped=not references)
+        for limit, fits in ((size, True), (size - 1, False)):
+            settings = ServiceSettings(_env_file=None, max_build_bytes=limit)
+            with nullcontext() if fits else pytest.raises(InvalidSpec, match=f"about {size} bytes"):
+                check_wish(1000, 2, GraphSpec.from_json(spec), settings, references)
 
 
 @pytest.mark.parametrize(
