@@ -112,7 +112,7 @@ def move_inducing(metric: Residual, origin: NDArray[np.float64] | None) -> Resid
     given = metric.inducing
     if origin is None or not isinstance(given, Stored) or np.shape(given.array)[1:] != origin.shape:
         return metric
-    return replace(metric, inducing=Stored(given.id, np.asarray(given.array, np.float64) - origin))
+    return replace(metric, inducing=replace(given, array=np.asarray(given.array, np.float64) - origin))
 
 
 def join_scales(points: Placed, queries: Placed) -> tuple[Placed, Placed]:
