@@ -63,6 +63,7 @@ def create_app(settings: ServiceSettings, absence: Absence | None = None) -> Fas
         try:
             yield
         finally:
+            backend.stopping.set()  # ends the watch where a client that is connecting swallows the cancellation
             watch.cancel()
             await asyncio.wait({watch})
             await backend.aclose()
