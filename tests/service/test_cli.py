@@ -556,8 +556,11 @@ def test_graph_finds_neighbors_within_the_groups_that_a_column_a_field_or_a_file
         outcome = pcct("graph", f"{file}.npy", "--kind", kind, *options, "--groups", groups)
         assert outcome.status == 0, outcome.err
         assert "within 4 groups" in outcome.out
-        written = np.load("graph.npz")
-        assert all(np.array_equal(written[name], array) for name, array in expected.arrays().items()), (file, groups)
+        with np.load("graph.npz") as written:
+            assert all(np.array_equal(written[name], array) for name, array in expected.arrays().items()), (
+                file,
+                groups,
+            )
 
 
 @pytest.mark.parametrize(
