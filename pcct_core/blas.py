@@ -19,6 +19,8 @@ def single_threaded_blas() -> Iterator[None]:
 
     The setting belongs to the process: BLAS calls of other threads are limited too while a block is open.
     """
+    import scipy.linalg  # noqa: F401  (Numba's matrix products call its BLAS, which can only be limited once it is loaded)
+
     global _users, _limits
     with _lock:
         if _users == 0:

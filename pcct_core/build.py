@@ -23,7 +23,6 @@ from pcct_core.simd import LANES
 from pcct_core.topk import NO_ID
 
 _TASKS = 16  # subtrees handed to the threads; enough to balance two to eight of them
-BY_PLACE = np.bool_(False)  # a variable, where a constant would make Numba compile the callee once more
 DEPTH = 32  # the median tree of 2^31 points has 27 levels
 
 
@@ -63,6 +62,9 @@ class _Cut(NamedTuple):
     node: int
 
 
+_TO_BUCKETS = np.empty((0, len(_Cut._fields)), np.int64)
+
+
 def build_tree(
     points: NDArray[Any],
     crew: Crew,
@@ -99,7 +101,12 @@ def build_tree(
         by_index -= 1
     tasks = np.array(finished, np.int64)
     share = n / len(tasks)
-    crew.run(phase, len(tasks), lambda first, last: cut_subtrees(work, ids, tasks[first:last], tree), units=share)
+    crew.run(
+        phase,
+        len(tasks),
+        lambda first, last: cut_subtrees(work, ids, tasks[first:last], tree, False, _TO_BUCKETS),
+        units=share,
+    )
     gather_lowest(tree)
     return tree
 
@@ -143,17 +150,47 @@ def _cut_once(
     work: NDArray[Any], ids: NDArray[np.int32], waiting: list[_Cut], tree: Tree, by_index: bool, crew: Crew
 ) -> list[_Cut]:
     """Cut every waiting subtree once, in parallel; return the halves, or the subtree itself when it is a bucket."""
-    halves: list[list[_Cut]] = [[] for _ in waiting]
-
-    def cut_some(first: int, last: int) -> None:
-        for i in range(first, last):
-            halves[i] = [_Cut(*half) for half in cut_node(work, ids, tree, by_index, *waiting[i])]
-
-    crew.run("", len(waiting), cut_some)
-    return [half for pair in halves for half in pair]
+    tasks = np.array(waiting, np.int64)
+    halves = np.empty((2 * len(tasks), len(_Cut._fields)), np.int64)
+    crew.run(
+        "",
+        len(tasks),
+        lambda first, last: cut_subtrees(work, ids, tasks[first:last], tree, by_index, halves[2 * first : 2 * last]),
+    )
+    return [_Cut(*half) for half in halves.tolist()]
 
 
 @entry
+def cut_subtrees(work, ids, tasks, tree, by_index, halves):
+    """Cut subtrees down to buckets; or once each, where there are halves to be written.
+
+    tasks: int64 (t, 5), the fields of _Cut; empty ones are passed over. by_index: see `cut_node`. halves: int64 (2 t, 5),
+    receives what each task is cut into; (0, 5) for down to buckets.
+    """
+    stack = np.empty((DEPTH, 5), np.int64)
+    once = halves.shape[0] > 0
+    for t in range(tasks.shape[0]):
+        for i in range(5):
+            stack[0, i] = tasks[t, i]
+        waiting = 1
+        while waiting > 0:
+            waiting -= 1
+            start, stop, bucket = stack[waiting, 0], stack[waiting, 1], stack[waiting, 2]
+            end_bucket, node = stack[waiting, 3], stack[waiting, 4]
+            if start == stop:
+                continue
+            left, right = cut_node(work, ids, tree, by_index, start, stop, bucket, end_bucket, node)
+            for i in range(5):
+                if once:
+                    halves[2 * t, i] = left[i]
+                    halves[2 * t + 1, i] = right[i]
+                else:
+                    stack[waiting, i] = right[i]
+                    stack[waiting + 1, i] = left[i]
+            waiting += 0 if once else 2
+
+
+@inner
 def cut_node(work, ids, tree, by_index, start, stop, bucket, end_bucket, node):
     """Write one node and cut it in two; return both halves as (start, stop, bucket, end_bucket, node).
 
@@ -177,27 +214,6 @@ def cut_node(work, ids, tree, by_index, start, stop, bucket, end_bucket, node):
     left = (start, middle, bucket, bucket + half, node + 1)
     right = (middle, stop, bucket + half, end_bucket, node + 2 * half)
     return left, right
-
-
-@entry
-def cut_subtrees(work, ids, tasks, tree):
-    """Cut subtrees down to buckets. tasks: int64 (t, 5), the fields of _Cut; empty ones are passed over."""
-    stack = np.empty((DEPTH, 5), np.int64)
-    for t in range(tasks.shape[0]):
-        for i in range(5):
-            stack[0, i] = tasks[t, i]
-        waiting = 1
-        while waiting > 0:
-            waiting -= 1
-            start, stop, bucket = stack[waiting, 0], stack[waiting, 1], stack[waiting, 2]
-            end_bucket, node = stack[waiting, 3], stack[waiting, 4]
-            if start == stop:
-                continue
-            left, right = cut_node(work, ids, tree, BY_PLACE, start, stop, bucket, end_bucket, node)
-            for i in range(5):
-                stack[waiting, i] = right[i]
-                stack[waiting + 1, i] = left[i]
-            waiting += 2
 
 
 @inner

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from scipy.special import gammaincinv
-
 _SPARE = 1  # misses that an audit may find and still prove the recall it was made for
 
 
@@ -65,6 +63,8 @@ def most_missed(found: int, rate: float, alpha: float) -> float:
     zeros and ones, so at most h of them come less often than of a Poisson number with that mean, if it is h + 1 or more, or
     h = 0 (Hoeffding 1956, theorem 4; Anderson & Samuels 1967). Nothing is assumed about where misses lie.
     """
+    from scipy.special import gammaincinv  # half a second to load, which exact graphs need not wait for
+
     mean = float(gammaincinv(found + 1, 1.0 - alpha))
     return (mean if found == 0 else max(mean, found + 1.0)) / rate
 

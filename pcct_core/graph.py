@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from os import PathLike
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
 
 from pcct_core.arrays import column_names
 from pcct_core.certificate import Certificate
@@ -27,6 +26,9 @@ from pcct_core.points import as_points, check_request
 from pcct_core.spec import MAX_PAIRS, Gate, GraphSpec, Residual, align_inducing, read_k, read_max_pairs
 from pcct_core.telemetry import Telemetry
 from pcct_core.vif import find_residual
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,6 +127,8 @@ class Graph:
             offsets = np.concatenate(([0], np.cumsum(there.sum(axis=1))))
             neighbors, distances = neighbors[there], distances[there]
         values = distances.copy() if mode == "distance" else np.ones(len(neighbors), distances.dtype)
+        from scipy.sparse import csr_array  # half a second to load, which graphs need not wait for
+
         # Sorting works in place: without a copy it would reorder arrays of the graph.
         matrix = csr_array((values, neighbors.copy(), offsets.copy()), shape=(self.n, self.n))
         matrix.sort_indices()

@@ -26,7 +26,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import LinAlgError, cholesky, solve_triangular
 
 from pcct_core.blas import single_threaded_blas
 from pcct_core.build import Tree
@@ -156,6 +155,8 @@ def _rounding(explained: NDArray[np.float64], p: NDArray[np.float64], lower: NDA
     if lower is None:
         carried = 1.0 + np.square(rows).sum(axis=1)
     else:
+        from scipy.linalg import solve_triangular
+
         with single_threaded_blas():
             weights = solve_triangular(lower, rows.T, lower=True, trans="T", check_finite=False)
         carried = np.square(1.0 + np.abs(weights).sum(axis=0))
@@ -258,6 +259,8 @@ def _array_of(stored: Stored, name: str) -> NDArray[np.float64]:
 
 def _factor_of(inducing: NDArray[np.float64], code: int, jitter: float) -> NDArray[np.float64]:
     """Return L, float64 (m, m), of inducing points, (m, d), over the lengthscales. Raises NotPositiveDefinite."""
+    from scipy.linalg import LinAlgError, cholesky  # half a second to load, which other metrics need not wait for
+
     m = inducing.shape[0]
     gram = np.empty((m, m))
     correlate_rows(inducing, _in_blocks(inducing, _padded(m, TILE)), 0, m, code, gram)
