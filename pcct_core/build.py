@@ -107,7 +107,7 @@ def build_tree(
         lambda first, last: cut_subtrees(work, ids, tasks[first:last], tree, False, _TO_BUCKETS),
         units=share,
     )
-    gather_lowest(tree)
+    complete_nodes(tree)
     return tree
 
 
@@ -124,7 +124,10 @@ def lay_out_trees(sizes: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[
 def allocate_tree(
     n: int, d: int, dtype: Any, weights: NDArray[Any] | None = None, groups: Groups | None = None
 ) -> Tree:
-    """Return a tree for n points in d dimensions, or a forest, with nothing filled in but skip and bucket."""
+    """Return a tree for n points in d dimensions, or a forest; of its nodes only skip and bucket of the roots are filled in.
+
+    `complete_nodes` fills in those of the others.
+    """
     first, roots = lay_out_trees(np.array((n,)) if groups is None else np.diff(groups.starts))
     buckets = int(first[-1])
     nodes = 2 * buckets - len(roots)
@@ -142,7 +145,6 @@ def allocate_tree(
     )
     tree.bucket[roots] = first[:-1]
     tree.skip[roots] = np.append(roots[1:], nodes)
-    number_nodes(tree)
     return tree
 
 
@@ -303,19 +305,17 @@ def fill_bucket(work, ids, start, stop, bucket, tree):
 
 
 @entry
-def number_nodes(tree):
-    """Fill in skip and bucket of every node from those of the roots: a tree's shape follows from its number of buckets."""
+def complete_nodes(tree):
+    """Fill in skip, bucket and lowest index of every node, from skip and bucket of the roots and from ids.
+
+    A tree's shape follows from its number of buckets.
+    """
     for node in range(tree.skip.shape[0]):
         half = (tree.skip[node] - node + 1) // 4
         if half > 0:
             right = node + 2 * half
             tree.bucket[node + 1], tree.skip[node + 1] = tree.bucket[node], right
             tree.bucket[right], tree.skip[right] = tree.bucket[node] + half, tree.skip[node]
-
-
-@entry
-def gather_lowest(tree):
-    """Fill in the lowest index of every subtree, from the leaves up."""
     for node in range(tree.skip.shape[0] - 1, -1, -1):
         lowest = NO_ID
         if tree.skip[node] == node + 1:

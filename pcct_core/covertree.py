@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pcct_core.arrays import align_columns, column_names
-from pcct_core.build import Tree, allocate_tree, build_tree, gather_lowest
+from pcct_core.build import Tree, allocate_tree, build_tree, complete_nodes
 from pcct_core.certificate import Certificate
 from pcct_core.errors import FileFormatError, InvalidPoints, InvalidSpec
 from pcct_core.files import write_arrays
@@ -413,7 +413,7 @@ def _restore(header: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> CoverTr
         raise ValueError("content")
     if (tree.ids[n:] != NO_ID).any():
         raise ValueError("content")
-    gather_lowest(tree)
+    complete_nodes(tree)
     extent = measure_extent(_stored_points(tree), metric)
     columns = header.get("columns")
     names = None if columns is None else tuple(map(str, columns))

@@ -269,9 +269,19 @@ def complete_document(app: FastAPI) -> None:
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             _complete(bare())
-        return bare() | {"externalDocs": {"description": _EXTERNAL, "url": link("/problems")}}
+        document: dict[str, Any] = _linked(bare())
+        return document | {"externalDocs": {"description": _EXTERNAL, "url": link("/problems")}}
 
     app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _linked(value: Any) -> Any:
+    """Return a document whose examples name paths of ours as the client reaches them; operations are below its servers."""
+    if isinstance(value, dict):
+        return {name: _linked(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_linked(each) for each in value]
+    return link(value) if isinstance(value, str) and value.startswith(("/v1/", "/problems/")) else value
 
 
 def _complete(document: dict[str, Any]) -> None:

@@ -1,4 +1,5 @@
 import asyncio
+import json
 import re
 import subprocess
 import sys
@@ -62,6 +63,8 @@ async def check_everything_below(url, points):
             assert (await http.get(root + path)).status_code == 200, path
         document = (await http.get(f"{url}/openapi.json")).json()
         assert document["servers"][0]["url"] == "/below"
+        examples = re.findall(r': "(/[^"]*/[^"]*)"', json.dumps(document))
+        assert {path.startswith("/below/") for path in examples} == {True}
         assert (await http.get(root + document["externalDocs"]["url"])).status_code == 200
 
 
