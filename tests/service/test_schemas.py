@@ -1,5 +1,7 @@
 """The OpenAPI document takes the fields that the door takes, and its examples use words that there are."""
 
+import json
+from itertools import zip_longest
 from typing import Any, get_args
 
 import numpy as np
@@ -70,10 +72,65 @@ async def test_every_example_uses_words_that_there_are() -> None:
 def object_at(path: str, place: tuple[str, ...]) -> dict[str, Any]:
     """Return the schema of the object at a place of a request's body."""
     schema = DOCUMENT["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
-    for name in place:
+    for name, following in zip_longest(place, place[1:]):
         schema = schema["properties"][name]
-        schema = next((each for each in schema.get("anyOf", [schema]) if each.get("type") == "object"), schema)
+        objects = [each for each in schema.get("anyOf", [schema]) if each.get("type") == "object"]
+        schema = next((each for each in objects if following is None or following in each["properties"]), schema)
     return schema
+
+
+def fits(schema: dict[str, Any], value: Any) -> bool:
+    """Return True when a value has the members that a schema lets it have, in some of its forms."""
+    if "anyOf" in schema:
+        return any(fits(each, value) for each in schema["anyOf"])
+    if "enum" in schema:
+        return value in schema["enum"]
+    if schema.get("type") == "object":
+        known = schema["properties"]
+        there = isinstance(value, dict) and set(schema.get("required", ())) <= set(value) <= set(known)
+        return there and all(fits(known[name], value[name]) for name in value)
+    types: dict[Any, Any] = {"integer": int, "number": int | float, "string": str, "array": list, "null": type(None)}
+    return schema.get("type") not in types or isinstance(value, types[schema["type"]])
+
+
+def places_of(value: Any, before: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """Return the places of all objects in a value."""
+    if not isinstance(value, dict):
+        return []
+    return [before, *(place for name, each in value.items() for place in places_of(each, (*before, name)))]
+
+
+RESIDUAL = {"type": "residual", "kernel": "rbf", "lengthscale": 0.3, "variance": 2.0}
+SPECS: list[dict[str, Any]] = [
+    {"k": 3},
+    {"k": 3, "metric": {"type": "haversine"}},
+    {"k": 3, "metric": {"type": "cosine"}},
+    {"kind": "vecchia", "k": 3, "order": {"by": "random"}, "metric": {"type": "euclidean", "lengthscale": [1, 2]}},
+    {"kind": "vecchia", "k": 3, "order": {"by": "given", "dataset": "d"}, "groups": {"dataset": "d"}},
+    {"kind": "vecchia", "k": 3, "metric": RESIDUAL | {"inducing": 4}, "accuracy": {"recall": 0.9, "confidence": 0.9}},
+    {"kind": "vecchia", "k": 3, "metric": {"type": "residual", "kernel": {"type": "rbf"}, "inducing": {"count": 4}}},
+    {"kind": "vecchia", "k": 3, "metric": RESIDUAL | {"inducing": {"dataset": "d"}}},
+]
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+@pytest.mark.parametrize("name", ["colour", "lengthscale", "variance", "seed", "dataset", "by", "count", "radius"])
+async def test_the_document_takes_a_further_member_where_the_door_knows_it(service, spec, name):
+    schema = object_at("/v1/graphs", ("spec",))
+    dataset = await service.upload(np.random.default_rng(0).random((20, 2)))
+    assert fits(schema, spec)
+    for place in places_of(spec):
+        asked = json.loads(json.dumps(spec).replace('"d"', f'"{dataset}"'))
+        inner = asked
+        for step in place:
+            inner = inner[step]
+        if name in inner:
+            continue
+        inner[name] = dataset if name == "dataset" else 1
+        said = (await service.client.post("/v1/graphs", json={"dataset": dataset, "spec": asked})).json()
+        unknown = "unknown field" in said.get("detail", "")
+        assert fits(schema, asked) or unknown or said.get("status") == 422, (asked, said)
+        assert not (unknown and fits(schema, asked)), (asked, said)
 
 
 def filled(place: tuple[str, ...], name: str, dataset: str, path: str) -> dict[str, Any]:
