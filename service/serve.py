@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import socket
 from types import FrameType
 
@@ -21,6 +20,7 @@ from service.settings import ServiceSettings
 from service.up import open_listener
 from worker.absence import Absence
 from worker.logs import configure_logs
+from worker.signals import remember_signals
 from worker.store import Store
 from worker.traces import start_traces, stop_traces
 
@@ -81,9 +81,7 @@ def run_api(
     """
     configure_logs(settings)
     start_traces("pcct-api")
-    told: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGINT):  # until the server, which has handlers of its own, runs, and after
-        signal.signal(number, lambda number, _frame: told.append(number))
+    told = remember_signals()  # until the server, which has handlers of its own, runs, and after
     if lifeline_fd is not None:
         lifeline.follow(lifeline_fd)
     listener = open_listener(host, port) if listen_fd is None else socket.socket(fileno=listen_fd)

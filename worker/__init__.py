@@ -11,6 +11,7 @@ tasks      the job queues: one graph asked for is at most one job, and so is one
 run        one build: read the points, build, publish
 follow     one track's job: build its newest version until nothing newer is wanted
 main       the worker process: warm up, take jobs, stop cleanly
+signals    what asks a process to end before its event loop hears it
 alive      whether a worker of this host says that it is alive, for health checks
 logs       how every process of ours logs
 traces     OpenTelemetry, from a request through its job to the phases of the build

@@ -23,6 +23,7 @@ from worker.logs import configure_logs
 from worker.patience import patiently
 from worker.run import Build, Runner
 from worker.settings import WorkerSettings
+from worker.signals import remember_signals
 from worker.store import NewerLayout, Store, WorkerInfo
 from worker.tasks import Job, Queue
 from worker.traces import start_traces, stop_traces
@@ -48,11 +49,12 @@ def run_worker(
     absence: what was told of the store before, None for nothing.
     load_build: returns what builds graphs, which lacks no code; None for the core.
     """
+    told = remember_signals()
     configure_logs(settings)
     start_traces("pcct-worker")
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         load = load_core if load_build is None else lambda: (load_build(), Compiling.nothing())
-        status = runner.run(_work(settings, absence or Absence(settings.store_url), load))
+        status = runner.run(_work(settings, absence or Absence(settings.store_url), load, told))
     stop_traces()
     # A build that was left behind may still run compiled code, which must not meet a dying interpreter.
     os._exit(status)
@@ -86,7 +88,10 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return new_event_loop
 
 
-async def _work(settings: WorkerSettings, absence: Absence, load: Callable[[], tuple[Build, Compiling]]) -> int:
+async def _work(
+    settings: WorkerSettings, absence: Absence, load: Callable[[], tuple[Build, Compiling]], told: list[int]
+) -> int:
+    """Return the exit status of a worker that has ended. told: the signals that came before its loop hears them."""
     name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
     store, queue = Store.from_settings(settings), Queue.from_settings(settings)
     refreshes = Queue.refresh_from_settings(settings)
@@ -94,6 +99,8 @@ async def _work(settings: WorkerSettings, absence: Absence, load: Callable[[], t
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
+    if told:
+        stopping.set()
     runners: list[Runner] = []
 
     def info() -> WorkerInfo:
