@@ -390,7 +390,7 @@ PROBLEMS: Mapping[type[Exception], Problem] = {
         "not-ready",
         "The service is not ready",
         cause="No worker runs, or all workers are still compiling their kernels.",
-        fix="Start a worker with `pcct work`, or wait: the first start on a machine compiles for a minute or two.",
+        fix="Start a worker with `pcct work`, or wait: the first start on a machine compiles for up to a minute.",
         example="no worker is running, so nothing that is queued is built; start one with `pcct work`",
         retry_after_s=2,
     ),
