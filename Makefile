@@ -25,7 +25,8 @@ demo: $(VENV)/.installed-demo
 	@echo "starting the demo"
 	@$(BIN)/python docs/demo/demo.py
 
-# One process more than cores: some wait. A file's tests stay in one process, which share what the file starts. JOBS=0 runs all in one, where a debugger works.
+# One process more than cores, for some wait. A file's tests stay in one process, which share what the file starts. JOBS=0 runs
+# all in one, where a debugger works.
 JOBS ?= $(shell expr $$(nproc) + 1)
 PYTEST := $(BIN)/python -m pytest
 PARALLEL := -n $(JOBS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder

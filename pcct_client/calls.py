@@ -53,13 +53,8 @@ CANCEL_S = 2.0  # how long an interrupted call takes to cancel what it waits for
 ANSWER_MARGIN_S = 0.5  # left for the answer to a long poll to arrive before the deadline
 
 _PENDING = ("queued", "running")
-_ALWAYS_TOLD = (
-    "kind",
-    "k",
-    "radius",
-    "queries",
-    "groups",
-)  # what a spec in normal form does not leave out when it was asked for
+# What a spec in normal form does not leave out when it was asked for.
+_ALWAYS_TOLD = ("kind", "k", "radius", "queries", "groups")
 _MIXED = "something between client and service mixes answers up: call again, without proxies if there are any"
 
 

@@ -18,11 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pcct_core.errors import InvalidPoints
-from pcct_core.geometries import find_geometries, geometry_fault
+from pcct_core.geometries import MISSING, find_geometries, geometry_fault
 
 EXACT_WHOLE = 2**53  # float64 holds every whole number up to it
 
-_MISSING = ("NoneType", "NAType", "NaTType")
 _FIRST = 40  # characters that are shown of a value
 
 
@@ -302,7 +301,7 @@ def _text_or_objects(X: Any, array: NDArray[Any], subject: str, name: str) -> In
     places = (place for place, value in np.ndenumerate(array) if not _is_number(value))
     place = next(places, None)
     value = None if place is None else array[place]
-    if place is not None and type(value).__name__ in _MISSING:
+    if place is not None and type(value).__name__ in MISSING:
         return InvalidPoints(f"{said}: {_place(place, subject)} is {value}; remove or fill such rows", _row(place))
     try:
         np.asarray(array, dtype=np.float64)

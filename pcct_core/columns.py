@@ -11,10 +11,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pcct_core.arrays import EXACT_WHOLE
 from pcct_core.errors import InvalidSpec
+from pcct_core.geometries import MISSING
 
-_MOST_CODE = 2**53  # float64 holds every whole number up to it
-_MISSING = ("NoneType", "NAType", "NaTType", "MaskedConstant")
 _FIRST = 40  # characters that are shown of a label
 
 
@@ -86,7 +86,7 @@ def read_groups(stored: _Column, n: int) -> NDArray[np.int64]:
 def first_fraction(values: NDArray[Any]) -> int | None:
     """Return the first row whose value, of (n,), cannot be the number of a group; None where all can."""
     with np.errstate(invalid="ignore"):
-        bad = ~((np.abs(values) <= _MOST_CODE) & (values == np.floor(values)))
+        bad = ~((np.abs(values) <= EXACT_WHOLE) & (values == np.floor(values)))
     return int(np.argmax(bad)) if bad.any() else None
 
 
@@ -111,7 +111,7 @@ def _number_objects(labels: NDArray[Any]) -> NDArray[np.int64]:
     numbers: dict[Any, int] = {}
     codes = np.empty(len(labels), np.int64)
     for row, label in enumerate(labels):
-        if type(label).__name__ in _MISSING:
+        if type(label).__name__ in (*MISSING, "MaskedConstant"):
             _refuse_unlabelled(row, str(label))
         try:
             codes[row] = numbers.setdefault(label, len(numbers))

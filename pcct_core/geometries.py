@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_MISSING = ("NoneType", "NAType", "NaTType")
+MISSING = ("NoneType", "NAType", "NaTType")  # names of types that stand for no value
 
 
 def find_geometries(X: Any, array: NDArray[Any]) -> NDArray[Any] | None:
@@ -48,7 +48,7 @@ def geometry_fault(X: Any, geometries: NDArray[Any], name: str) -> tuple[int, st
 
 
 def _is_missing(value: Any) -> bool:
-    return type(value).__name__ in _MISSING or bool(value != value)
+    return type(value).__name__ in MISSING or bool(value != value)
 
 
 def _is_empty(value: Any) -> bool:

@@ -24,6 +24,7 @@ from service.routes import datasets, graphs, health, metrics, oneshot, problems,
 from service.settings import ServiceSettings
 from service.traffic import Traffic, Watched
 from worker.absence import Absence
+from worker.patience import end_tasks
 
 _LOOK_S = 2.0  # at the store, to tell when it is away
 
@@ -63,9 +64,7 @@ def create_app(settings: ServiceSettings, absence: Absence | None = None) -> Fas
         try:
             yield
         finally:
-            backend.stopping.set()  # ends the watch where a client that is connecting swallows the cancellation
-            watch.cancel()
-            await asyncio.wait({watch})
+            await end_tasks([watch])
             await backend.aclose()
 
     # FastAPI's page for the browser, with its scripts from here instead of from a network that may not be there.

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from anyio import CancelScope
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
-T = TypeVar("T")
+from worker.patience import end_tasks
 
-_INSIST_S = 0.05
+T = TypeVar("T")
 
 
 async def wait_unless(waiting: Awaitable[T], stopping: asyncio.Event, request: Request | None = None) -> T | None:
@@ -32,7 +32,7 @@ async def wait_unless(waiting: Awaitable[T], stopping: asyncio.Event, request: R
         raise ClientDisconnect
     finally:
         with CancelScope(shield=True):  # of a stream whose client has gone: it cancels every further wait as well
-            await _end([work, *others])
+            await end_tasks([work, *others])
 
 
 async def _gone(request: Request) -> bool:
@@ -40,11 +40,3 @@ async def _gone(request: Request) -> bool:
     while (await request.receive())["type"] != "http.disconnect":
         pass
     return True
-
-
-async def _end(tasks: list[asyncio.Future[Any]]) -> None:
-    """Cancel tasks until they have ended: redis-py swallows a cancellation that meets it while it connects."""
-    while left := [task for task in tasks if not task.done()]:
-        for task in left:
-            task.cancel()
-        await asyncio.wait(left, timeout=_INSIST_S)

@@ -77,7 +77,7 @@ POINT_TYPES = {
 }
 _READABLE = frozenset(POINT_TYPES.values()) | {descr.replace("<", ">") for descr in POINT_TYPES.values()}
 _SAFETENSORS_POINTS = {
-    "BOOL" if name == "bool" else f"{name[0].upper()}{name.lstrip('uintfloa')}": descr
+    "BOOL" if name == "bool" else name[0].upper() + "".join(filter(str.isdigit, name)): descr
     for name, descr in POINT_TYPES.items()
 }
 _SAFETENSORS_TYPES = {"int32": "I32", "int64": "I64", "float32": "F32", "float64": "F64"}

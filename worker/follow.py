@@ -28,7 +28,7 @@ import structlog
 from redis.exceptions import RedisError
 
 from pcct_core.spec import GraphSpec
-from worker.patience import patiently
+from worker.patience import end_tasks, patiently
 from worker.run import Runner, describe_error, exhausted
 from worker.store import Claim, GraphRecord, Store
 from worker.traces import for_origin
@@ -127,8 +127,7 @@ class Follower:
                 _log.error("refresh failed", track=record.id, exc_info=error)
             return problem
         finally:
-            expiry.cancel()
-            await asyncio.wait({expiry})
+            await end_tasks([expiry])
 
     async def _build(self, record: TrackRecord, pending: Pending, expired: asyncio.Event) -> End:
         spec = GraphSpec.from_json(record.template | {"metric": pending.metric})

@@ -1,11 +1,11 @@
-"""Patience with a store that is away, or full."""
+"""Patience with a store that is away, or full, and with its client."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from redis.exceptions import ConnectionError as StoreConnectionError
 from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
@@ -15,6 +15,7 @@ T = TypeVar("T")
 
 _AWAY = (StoreConnectionError, StoreTimeoutError)
 _AWAY_PAUSE_S = 0.3
+_INSIST_S = 0.05
 
 
 def refuses_writes(error: BaseException) -> bool:
@@ -53,3 +54,11 @@ async def patiently(call: Callable[[], Awaitable[T]], stopping: asyncio.Event, *
             if stopping.is_set():
                 raise asyncio.CancelledError from error
             await asyncio.sleep(_AWAY_PAUSE_S)
+
+
+async def end_tasks(tasks: Sequence[asyncio.Future[Any]]) -> None:
+    """Cancel tasks until they have ended: redis-py swallows a cancellation that meets it while it connects."""
+    while left := [task for task in tasks if not task.done()]:
+        for task in left:
+            task.cancel()
+        await asyncio.wait(left, timeout=_INSIST_S)

@@ -36,7 +36,7 @@ from pcct_core.errors import PcctError
 from pcct_core.spec import GraphSpec
 from worker.eviction import EVICT, make_room, member_of
 from worker.keys import Keys
-from worker.patience import dispensable
+from worker.patience import dispensable, end_tasks
 from worker.query import Wish
 from worker.settings import SharedSettings
 from worker.traces import origin
@@ -1004,9 +1004,7 @@ class Store:
                 await cast(Any, self._redis.ping())
             return move.result()
         finally:
-            while not move.done():  # redis-py swallows a cancellation that meets it while it connects
-                move.cancel()
-                await asyncio.wait({move}, timeout=0.05)
+            await end_tasks([move])
             _ = move.cancelled() or move.exception()  # looked at, whatever else is raised
 
     async def _stage_array(self, staging: _Staging, name: str, array: NDArray[Any]) -> dict[str, Any]:
@@ -1181,9 +1179,7 @@ class _Watch:
     async def aclose(self) -> None:
         """Stop listening."""
         if self._task is not None:
-            while not self._task.done():  # redis-py swallows a cancellation that meets it while it connects
-                self._task.cancel()
-                await asyncio.wait([self._task], timeout=0.05)
+            await end_tasks([self._task])
             self._task = None
 
     async def _listen(self) -> None:

@@ -33,7 +33,7 @@ from docket import Docket, Execution, TaskKey, Worker
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as StoreTimeoutError
 
-from worker.patience import patiently
+from worker.patience import end_tasks, patiently
 from worker.settings import SharedSettings
 from worker.store import GraphRecord
 from worker.turns import Backlog, Turns
@@ -137,9 +137,9 @@ class Queue:
             mending = asyncio.create_task(self._mend(stopping), name="pcct tickets")
             stop = asyncio.create_task(stopping.wait())
             await asyncio.wait({loop, stop}, return_when=asyncio.FIRST_COMPLETED)
-            for task in (stop, mending, loop):
-                task.cancel()
-            await asyncio.wait({mending, loop})
+            loop.cancel()  # once: it then ends in its own way
+            await end_tasks([stop, mending])
+            await asyncio.wait({loop})
             if not loop.cancelled():
                 loop.result()
 
